@@ -41,7 +41,7 @@ END_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 GREETING_TIMEOUT_S = 120.0  # QEMU pins the guest's memory before the greeting
 ANSWER_TIMEOUT_S = 30.0
-HANGUP_TIMEOUT_S = 2.0  # from the end of the connection to QEMU's end
+HANGUP_TIMEOUT_S = 10.0  # from the end of the connection to QEMU's end: the kernel frees the guest's memory first
 QUIT_TIMEOUT_S = 10.0
 TERM_TIMEOUT_S = 10.0
 

@@ -46,6 +46,12 @@ $b poweroff -f
 """
 
 
+def make_run() -> None:
+    """Make the directory of domains; QEMU's user, which the machine's libvirt may bring, writes serial ports there."""
+    RUN.mkdir(exist_ok=True)
+    RUN.chmod(0o1777)
+
+
 def guest_kernel() -> Path:
     """Return the kernel that starts fastest: one that has not to unpack itself first."""
     boot = KERNEL / "boot"
@@ -61,7 +67,7 @@ def guest_archive(kind: str) -> Path:
     """
     archive = RUN / f"{kind}.cpio"
     if not archive.exists():
-        RUN.mkdir(exist_ok=True)
+        make_run()
         with tempfile.TemporaryDirectory() as directory:
             content = initramfs.Initramfs(Path(directory), INIT)
             content.add_program(initramfs.tool("lspci"))
@@ -129,7 +135,7 @@ def write_domain(
         kind: of the guest's initramfs; "firmware" boots nothing, so that no driver answers a request to unplug.
         arguments: words of QEMU's own.
     """
-    RUN.mkdir(exist_ok=True)
+    make_run()
     boot = "" if kind == "firmware" else _boot(guest_archive(kind))
     ports = '<controller type="pci" index="1" model="pcie-root-port"/>' if machine == "q35" else ""
     words = "".join(f"<qemu:arg value='{word}'/>" for word in arguments)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import workers
 from crash import end, qemu_of
-from domains import RUN, hostdev, watched_devices, write_domain
+from domains import RUN, hostdev, make_run, watched_devices, write_domain
 from guestmonitor import ask, is_running
 from labhost import (
     NIC,
@@ -54,7 +54,7 @@ USER = "nobody"  # QEMU's; root may lock any amount of memory
 
 def unit_file(name: str, *functions: int) -> Path:
     """Write the file of the card, or of some of its functions, and return it."""
-    RUN.mkdir(exist_ok=True)
+    make_run()
     wanted = functions or range(len(NIC))
     card = "".join(hostdev(NIC[number], assigned="yes" if number in (0, 3) else "no") for number in wanted)
     if BY_IOMMUFD:
@@ -80,7 +80,6 @@ def running_guest(
 ) -> Iterator[Any]:
     """Run a guest without host devices; one that boots Linux lists its devices every few seconds."""
     domain = write_domain(name, "", kind=kind, machine=machine, arguments=arguments)
-    RUN.chmod(0o1777)  # QEMU's user writes the guest's serial port there
     if not STORED:
         ask_the_emulator(domain)
     begin = time.monotonic()
