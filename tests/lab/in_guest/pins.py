@@ -14,7 +14,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from domains import RUN, hostdev, write_domain
+from domains import RUN, hostdev, make_run, write_domain
 from labhost import NIC, NIC_DRIVER, NVME, UNSET, VFIO, check, drivers, run_all, say, show, traces, wait_for
 from onegroup import SPLIT, check_home, ended, started, wait_for_qemu
 from verbs import verb
@@ -73,7 +73,7 @@ def renumbered() -> None:
         [item["now"] for item in found],
         "all four functions are found where they are now",
     )
-    RUN.mkdir(exist_ok=True)
+    make_run()
     repointed = RUN / "repointed.xml"
     repointed.write_bytes(verb("xml", definition, "--repoint", *QEMU))
     with started(repointed, *QEMU) as start:
