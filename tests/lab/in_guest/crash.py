@@ -166,14 +166,16 @@ def start_killed_beside_its_guest() -> None:
     assert pid is not None
     for words in (["recover"], ["recover", "--all"]):
         records = pyhostdev_json(*words)["records"]
-        check([(address, "kept") for address in NIC], [(r["what"], r["outcome"]) for r in records], "all are kept")
-    check([True] * 4, [f"process {pid}" in r["message"] for r in records], "recover --all says that QEMU holds them")
-    say(f"    {records[0]['message']}")
+        functions = [r for r in records if not r["what"].startswith("guest-")]  # and what a user of QEMU's own got
+        check([(address, "kept") for address in NIC], [(r["what"], r["outcome"]) for r in functions], "all are kept")
+    check([True] * 4, [f"process {pid}" in r["message"] for r in functions], "recover --all says that QEMU holds them")
+    say(f"    {functions[0]['message']}")
     check(True, has_group_open(pid), "the guest still has its functions")
     check(dict.fromkeys(NIC, VFIO), {address: driver(address) for address in NIC}, "all four stay on vfio-pci")
     end(pid)
     found = recovered(include_prepared=True)
-    check([(address, "restored") for address in NIC], [(item[0], item[2]) for item in found], "all are restored")
+    restored = [(item[0], item[2]) for item in found if not item[0].startswith("guest-")]
+    check([(address, "restored") for address in NIC], restored, "all are restored")
     workers.assert_home()
 
 
