@@ -297,8 +297,6 @@ def _fill_input(dom: DomainDef, device: DomainInputDef) -> None:
 def _fill_net(dom: DomainDef, device: DomainNetDef) -> None:
     """Drop what this type of interface does not use, and add a MAC address."""
     device.managed = True if device.managed and device.hostdev is not None else None
-    if device.teaming_type is None:
-        device.teaming_persistent = None
     if device.type not in _FILTERED_NETS:
         device.filterref = None
     device.ifname = device.chosen_ifname

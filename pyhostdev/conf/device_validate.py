@@ -163,6 +163,8 @@ def _teaming_errors(device: DomainHostdevDef) -> Errors:
 def _net_errors(dom: DomainFields, device: DomainNetDef) -> Errors:
     """Mirrors: virDomainNetDefValidate (src/conf/domain_validate.c)"""
     line = device.line
+    if device.teaming_type is None and device.teaming_persistent is not None:
+        yield ConfigUnsupportedError("<teaming> of an interface needs a type", line=line)
     if device.teaming_type == "transient" and device.teaming_persistent is None:
         yield ConfigUnsupportedError("<teaming> does not name its persistent part", line=line)
     if device.teaming_type == "persistent" and device.teaming_persistent is not None:

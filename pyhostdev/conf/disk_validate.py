@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # RFC 6265 4.1.1, a token
 _COOKIE_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789!#$%&'*+-.^_`|~")
-# RFC 6265 4.1.1, cookie-octets: what is printable but none of these
+# RFC 6265 4.1.1, cookie-octet: the printable characters except these five
 _COOKIE_VALUE = frozenset(map(chr, range(0x21, 0x7F))).difference('",;\\')
 _VENDOR_MAX = 8  # SPC-4 6.4.2, INQUIRY: characters of vendor and product
 _PRODUCT_MAX = 16

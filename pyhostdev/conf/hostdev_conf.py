@@ -398,7 +398,7 @@ class DomainHostdevDef(ElementDef):
 
     @classmethod
     def unread(cls, element: Element) -> Collection[str]:
-        """Return the driver of what is not a PCI function, and the source of a capability, which has no address."""
+        """Return the driver name of a device other than PCI, and the source of a device in mode capabilities."""
         if element.get("mode") == "capabilities" and element.get("type") in SOURCE_TYPES:
             return ("driver/@name", "source")
         return () if element.get("type") == "pci" else ("driver/@name",)

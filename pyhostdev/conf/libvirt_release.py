@@ -43,7 +43,6 @@ CHANGES: dict[str, Change] = {
     "net-source-number": Change(_11_3, "67 for an interface of type hostdev without <source>; was 27"),
     "memory-slots": Change(_11_3, "<maxMemory> without NUMA cells, or without slots; 67 or 27 before"),
     "several-watchdogs": Change(_11_3, "more than one <watchdog>; 1 before"),
-    "ib700-needs-isa": Change(_11_3, "67 for the watchdog ib700 on q35"),
     "usb-nets": Change(_11_3, "an interface of model usb-net is a USB device; 1 before"),
     "usb-ports-of-xhci": Change(_12_8, "67 for ports= of a USB controller that is not XHCI; argv refused them before"),
     "default-spinlocks": Change(_12_8, "<spinlocks> of <hyperv> without retries; 27 before"),

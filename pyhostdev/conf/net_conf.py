@@ -326,7 +326,6 @@ class DomainNetDef(ElementDef):
             text = f"An interface of type {self.type} has no <virtualport>"
             raise ConfigUnsupportedError(text, line=self.line)
         self.check_network()
-        self.check_team()
         if self.type not in _REQUIRED_OF_SOURCE or (self.type == "vhostuser" and self.backend_type == "passt"):
             return
         if self.source is None:
@@ -355,18 +354,6 @@ class DomainNetDef(ElementDef):
                 text = f"Invalid type of <virtualport>: expected one of {', '.join(_VIRTUALPORTS)}"
                 raise XMLError(text, line=self.line, libvirt_code=code, renumbered=WORD_NUMBERS)
 
-    def check_team(self) -> None:
-        """
-        Refuse a <teaming> that names a device but no type.
-
-        Raises:
-            ConfigUnsupportedError: has the line of the interface.
-
-        Mirrors: virDomainNetTeamingInfoParseXML (src/conf/domain_conf.c)
-        """
-        if self.teaming_persistent is not None and self.teaming_type is None:
-            raise ConfigUnsupportedError("<teaming> has no type", line=self.line)
-
     def drop_virtio_driver(self) -> None:
         """Drop the options of <driver> that libvirt reads of a virtio model only; ``virtio`` is not among them."""
         for name, field in type(self).declared().items():
@@ -386,7 +373,6 @@ class DomainHostdevNetDef(DomainNetDef):
     def parsed(self, element: Element) -> None:
         """Refuse an interface without a device, and a driver that cannot assign devices."""
         self.check_network()
-        self.check_team()
         if self.host_source is None:
             text = "An <interface type='hostdev'> has no <source>"
             raise XMLError(text, line=self.line, renumbered=_NET_SOURCE_NUMBER)

@@ -381,7 +381,7 @@ class BackingStoreDef(ElementDef):
 
     @classmethod
     def unread(cls, element: Element) -> Collection[str]:
-        """Return all contents if there is no type."""
+        """Return all child elements if the type is absent: libvirt then reads an empty backing store."""
         return () if element.get("type") is not None else ("format", "source", "backingStore")
 
     def parsed(self, element: Element) -> None:

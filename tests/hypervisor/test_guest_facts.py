@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The file with the facts about a running guest, and what is said about one that cannot be used."""
+"""The file with the facts about a running guest, and the messages about a file that cannot be used."""
 
 from __future__ import annotations
 

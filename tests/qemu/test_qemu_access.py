@@ -302,7 +302,7 @@ def test_a_socket_that_another_program_has(tmp_path: Path) -> None:
     assert [] == obstacles(domain(serial), tmp_path)
     console = serial.replace("serial", "console")
     assert [] == obstacles(domain(serial + console), tmp_path)
-    twice = [("image-unusable", f"The socket '{path}' of a <serial> is also that of a <serial>")]
+    twice = [("image-unusable", f"A <serial> and a <serial> would listen at the same socket '{path}'")]
     assert twice == obstacles(domain(serial + serial), tmp_path)
 
 

@@ -44,7 +44,7 @@ def test_anything_else_is_a_name(text: str) -> None:
 
 
 def test_listeners_stand_before_connections(tmp_path: Path) -> None:
-    """The kernel prints words of 32 bits in its own order; what stands behind the first connection is not read."""
+    """The kernel prints words of 32 bits in its own byte order; rows after the first connection are not read."""
     net = tmp_path / "proc/net"
     net.mkdir(parents=True)
     words = [socket.inet_pton(socket.AF_INET, text) for text in ("127.0.0.1", "192.0.2.1")]

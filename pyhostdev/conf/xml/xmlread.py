@@ -142,7 +142,7 @@ class Reading:
 
 def without_words(element: Element, paths: Collection[str]) -> tuple[Element, tuple[tuple[str, int | None], ...]]:
     """
-    Return an element without what stands at the given paths, and the labels and lines of what was there.
+    Return an element without the attributes and elements at some paths, and the labels and lines of those dropped.
 
     The element itself is not changed: a copy is, if there is something to drop.
     """

@@ -119,7 +119,7 @@ def _backend(build: CommandBuilder, request: MemoryRequest) -> tuple[str, Proper
 
 
 def _module_page_kib(build: CommandBuilder, request: MemoryRequest) -> int | None:
-    """Return the page size of a module, by default that of its cell; None for a module in a file."""
+    """Return the page size of a module, by default that of its cell; None for a module that is a file."""
     module = request.module
     if module is not None and module.source_path is not None:
         return None

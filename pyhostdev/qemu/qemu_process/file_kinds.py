@@ -59,7 +59,7 @@ def kind_obstacles(dom: DomainDef, sockets: Iterator[tuple[Any, str]]) -> Iterat
     for device, path in sockets:
         yield from _socket_kind(device, path)
         if made.setdefault(path, device) is not device:
-            message = f"The socket '{path}' of a <{device.tag}> is also that of a <{made[path].tag}>"
+            message = f"A <{device.tag}> and a <{made[path].tag}> would listen at the same socket '{path}'"
             yield Finding("image-unusable", ERROR, None, message, device.line)
 
 

@@ -33,7 +33,7 @@ class _Image(NamedTuple):
     path: str
     format: str | None
     line: int | None
-    below: str | None = None  # the purpose of the images below that only the file names; None if there are none
+    below: str | None = None  # the purpose of backing files that only the image names; None if it can name none
     is_protected: bool = False  # QEMU locks it
     writes: bool = False
     shares: bool = False  # with others who write it

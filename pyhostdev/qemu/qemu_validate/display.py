@@ -87,9 +87,8 @@ def _incomplete_errors(video: Any) -> Errors:
 def _virtio_errors(video: Any) -> Errors:
     """Yield the errors of options that only some models have. Mirrors: virDomainCheckVirtioOptionsAreAbsent"""
     kind = video.model_type
-    for name in ("iommu", "ats", "packed", "page_per_vq"):
-        if getattr(video.virtio, name) is not None and kind != "virtio":
-            yield _unsupported(f"Only a virtio video can have {name}", video)
+    for name in video.virtio.given() if kind != "virtio" else ():
+        yield _unsupported(f"Only a virtio video can have {name}", video)
     if video.blob is not None and kind != "virtio":
         yield _unsupported("Only a virtio video can have blob", video)
     if video.edid is not None and kind not in _WITH_EDID:

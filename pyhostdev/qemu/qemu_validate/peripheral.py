@@ -83,8 +83,6 @@ def _watchdog_errors(dom: DomainDef, device: Any, rules: Rules) -> Errors:
     """Mirrors: qemuValidateDomainWatchdogDef"""
     if device.model == "itco" and not is_q35(dom):
         yield _unsupported("Only a q35 machine can have the watchdog itco", device)
-    if device.model == "ib700" and is_q35(dom) and rules.release.has("ib700-needs-isa"):
-        yield _unsupported("A q35 machine cannot have the watchdog ib700", device)
     if device.model == "diag288" and dom.os.arch not in ("s390", "s390x"):
         yield _unsupported("Only machines of s390x can have the watchdog diag288", device)
     if device.model == "ib700" and dom.os.arch in X86 and not is_i440fx(dom) and rules.release.has("ib700-machine"):
