@@ -31,7 +31,7 @@ class Floor:
     def build(build_dir: Path) -> Path:
         """Compile the replays into a directory of the caller; return the path of the library."""
         library = build_dir / "floor.so"
-        command = [os.environ.get("CC", "cc"), "-std=gnu11", "-O2", "-shared", "-fPIC"]
+        command = [os.environ.get("CC", "cc"), "-std=gnu11", "-O3", "-shared", "-fPIC"]
         command += ["-I", str(_HERE.parent / "csrc"), str(_HERE / "floor.c"), "-o", str(library)]
         subprocess.run(command, check=True)
         return library

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cffi import FFI
 
-_FLAGS = ["-std=gnu11", "-O2", "-fvisibility=hidden"]
+_FLAGS = ["-std=gnu11", "-O3", "-fvisibility=hidden"]
 _STRICT = ["-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]
 
 

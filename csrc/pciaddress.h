@@ -65,26 +65,35 @@ static inline bool phd_parse_address(const char *text, uint64_t *key)
 	return true;
 }
 
+#define PHD_SLOT_LENGTH 4 /* "1f.7" */
+
+static const char phd_digits[] = "0123456789abcdef";
+
+/* The end of an address: what differs between the functions of a bus.  Writes no NUL. */
+static inline void phd_format_slot(uint64_t key, char *out)
+{
+	out[0] = phd_digits[key >> 7 & 1];
+	out[1] = phd_digits[key >> 3 & 15];
+	out[2] = '.';
+	out[3] = phd_digits[key & 7];
+}
+
 /* Writes no NUL; returns the number of bytes. */
 static inline size_t phd_format_address(uint64_t key, char *text)
 {
-	static const char digits[] = "0123456789abcdef";
 	char *out = text;
 	int width = 4;
 
 	while (width < 8 && key >> (16 + 4 * width))
 		width++;
 	while (width > 0)
-		*out++ = digits[key >> (16 + 4 * --width) & 15];
+		*out++ = phd_digits[key >> (16 + 4 * --width) & 15];
 	*out++ = ':';
-	*out++ = digits[key >> 12 & 15];
-	*out++ = digits[key >> 8 & 15];
+	*out++ = phd_digits[key >> 12 & 15];
+	*out++ = phd_digits[key >> 8 & 15];
 	*out++ = ':';
-	*out++ = digits[key >> 7 & 1];
-	*out++ = digits[key >> 3 & 15];
-	*out++ = '.';
-	*out++ = digits[key & 7];
-	return (size_t)(out - text);
+	phd_format_slot(key, out);
+	return (size_t)(out + PHD_SLOT_LENGTH - text);
 }
 
 #endif

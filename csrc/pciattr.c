@@ -29,10 +29,14 @@ int phd_fail_here(struct phd_scan *scan, int ret)
 
 void phd_set_current(struct phd_scan *scan, uint64_t key)
 {
-	scan->current = key;
-	scan->prefix = phd_format_address(key, scan->path);
-	scan->path[scan->prefix++] = '/';
+	if (scan->prefix && key >> 8 == scan->current >> 8) {
+		phd_format_slot(key, scan->path + scan->prefix - 1 - PHD_SLOT_LENGTH);
+	} else {
+		scan->prefix = phd_format_address(key, scan->path);
+		scan->path[scan->prefix++] = '/';
+	}
 	scan->path[scan->prefix] = '\0';
+	scan->current = key;
 }
 
 const char *phd_attr(struct phd_scan *scan, const char *name)

@@ -45,14 +45,17 @@ int phd_add_name(struct phd_scan *scan, const char *name, size_t length, uint32_
 	return 0;
 }
 
-static int take_function(struct phd_scan *scan, const char *driver, uint64_t key)
+/* *at is the name's offset in the pool, 0 before the driver's first function */
+static int take_function(struct phd_scan *scan, const char *driver, uint64_t key, uint32_t *at)
 {
 	struct phd_record *record = phd_find(scan, key);
-	int ret;
+	int ret = 0;
 
 	if (!record) /* bound since the functions were listed */
 		return 0;
-	ret = phd_add_driver(scan, driver, strlen(driver), &record->driver);
+	if (!*at)
+		ret = phd_add_name(scan, driver, strlen(driver), at);
+	record->driver = *at;
 	if (ret == 0)
 		record->have |= PHD_HAVE_DRIVER;
 	return ret;
@@ -79,6 +82,7 @@ static int invert_driver(struct phd_scan *scan, int drivers_fd, const char *driv
 		.steps = &scan->steps,
 	};
 	const char *name;
+	uint32_t at = 0;
 	uint64_t key;
 	int ret;
 
@@ -87,7 +91,7 @@ static int invert_driver(struct phd_scan *scan, int drivers_fd, const char *driv
 	while ((name = phd_next_name(&dents, &ret))) {
 		if (!phd_parse_address(name, &key))
 			continue;
-		ret = take_function(scan, driver, key);
+		ret = take_function(scan, driver, key, &at);
 		if (ret < 0)
 			return ret;
 	}

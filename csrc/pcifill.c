@@ -16,7 +16,8 @@
 #include "pciscan_internal.h"
 
 #define ROW_OF_LARGE                                                                               \
-	4 /* functions in a row with the same group: it is listed instead of the next links */
+	12 /* functions in a row with the same group, more than a device has without VFs: it is    \
+	      listed instead of the next links */
 #define BRIDGE_BASE_CLASS 0x06 /* PCI Code and ID Assignment 1.7; has no SR-IOV capability */
 
 /* 1 if the function exists below fd, 0 if it does not */
