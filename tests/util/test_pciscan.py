@@ -371,6 +371,24 @@ def test_drivers_of_a_linked_directory_are_not_read_singly(crowd: HostRoot, tmp_
     assert 0 == traced(crowd, tmp_path / "vouched", "Tuning(linked=True)").count('driver"')
 
 
+def test_only_a_group_larger_than_a_device_is_listed(tmp_path: Path) -> None:
+    """The links of a device's eight functions are read; of a larger group, twelve, and its list tells the others."""
+    host = HostRoot(tmp_path / "host")
+    for group, functions in ((2, 8), (3, 40)):
+        members = host.join(f"sys/kernel/iommu_groups/{group}/devices")
+        os.makedirs(members)
+        for number in range(functions):
+            address = f"0000:0{group}:{number // 8:02x}.{number % 8}"
+            make_function(host, address, iommu_group=f"x/{group}")
+            os.symlink("x", f"{members}/{address}")
+    text = "Tuning(crowd=0, linked=True)"
+    assert [2] * 8 + [3] * 40 == [record.iommu_group for record in pciscan.scan_with(host, Tuning(0, linked=True))]
+    calls = traced(host, tmp_path / "trace", text)
+    assert 8 + 12 == calls.count('iommu_group"')
+    assert 0 == calls.count("iommu_groups/2/")
+    assert 1 == calls.count("iommu_groups/3/")
+
+
 def make_config(root: HostRoot, size: int = 256) -> bytes:
     content = bytes(i & 0xFF for i in range(size))
     Path(root.pci_devices, "0000:02:00.0", "config").write_bytes(content)
