@@ -22,11 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
 import peers
 from floor import Floor
 
-from pyhostdev.util import pciscan, pciscan_ref
+from pyhostdev.util import pciscan, pciscan_ref, scanproof, scanrefresh
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
 
 ROOT = HostRoot("/")
+MAIN = f"import sys; sys.path[:] = {sys.path!r}; from pyhostdev.tools.main import main; sys.exit(main())"
 
 
 def objects() -> None:
@@ -41,6 +42,11 @@ def lspci() -> float:
     command = peers.lspci("/sys", "-nk")
     assert command is not None
     return peers.run(command)
+
+
+def listing(*options: str) -> float:
+    """Run pyhostdev list."""
+    return peers.run([sys.executable, "-S", "-c", MAIN, "list", *options])
 
 
 def in_turns(rounds: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -61,18 +67,23 @@ def main() -> int:
     snapshot = pciscan.scan(ROOT)
     cold = time.process_time() - begin
     assert pciscan_ref.scan(ROOT) == list(snapshot), "the reference sees another host"
+    scanrefresh.scan(ROOT)  # from now on, the directories' times follow their entries
+    time.sleep(1.5 * scanproof.SETTLE_NS / 1e9)
+    kept = scanrefresh.scan(ROOT)
+    assert scanrefresh.refresh(ROOT, kept) is kept, "the host changes, or this kernel is not one of those proven"
     quick = {
         "scan": lambda: pciscan.scan(ROOT),
+        "refresh, nothing changed": lambda: scanrefresh.refresh(ROOT, kept),
         "bare system calls, f4": lambda: floor.f4(ROOT.pci_bus),
         "bare system calls, fpm": lambda: floor.fpm(ROOT.pci_bus),
         "all objects and groups": objects,
     }
+    processes = {"list": listing, "list --json": lambda: listing("--json"), "lspci -nk": lspci}
     slow = {
-        "lspci -nk": lspci,
         "plain Python": lambda: peers.plain_python("/sys"),
         "pyudev, same facts": peers.pyudev_facts,
     }
-    seconds = {**in_turns(9, quick), "scan, first time": cold, **in_turns(1, slow)}
+    seconds = {**in_turns(9, quick), "scan, first time": cold, **in_turns(3, processes), **in_turns(1, slow)}
     count = len(snapshot)
     vfs = sum(record.physfn is not None for record in snapshot)
     print(f"scale: {count} functions, {vfs} VFs, {len(snapshot.groups)} IOMMU groups")
