@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PCI_INDEX_MAX = 255  # bus numbers have 8 bits (PCI30 3.2.2.3.2)
 CONTROLLERS_MAX = 1024  # in all, and of indexes; a SCSI controller takes a PCI function, and there are 256 buses
 DEVICES_MAX = 4096  # of all kinds; 256 buses of one device each leave room for disks on shared controllers
+VCPUS_MAX = 16384  # QEMU itself supports 4096 (max_cpus of its hw/i386/pc_q35.c)
 NUMA_CELLS_MAX = 1024  # QEMU itself supports 128 (MAX_NODES of its sysemu/numa.h)
 IOTHREADS_MAX = 1024  # one object of QEMU each
 USB_PORTS_MAX = 15  # XHCI has room for 15 ports of each kind (QEMU's hw/usb/hcd-xhci.h)
@@ -55,6 +56,8 @@ def refuse_too_large(dom: DomainFields) -> None:
 def _too_large(dom: DomainFields) -> Iterator[ConfigUnsupportedError]:
     if (dom.iothreads or 0) > IOTHREADS_MAX:
         yield _error(f"<iothreads> is {dom.iothreads}", IOTHREADS_MAX, dom.line)
+    if dom.vcpus > VCPUS_MAX:
+        yield _error(f"The guest has {dom.vcpus} virtual CPUs", VCPUS_MAX, dom.line)
     cells = dom.cpu.cells if dom.cpu is not None else []
     if len(cells) > NUMA_CELLS_MAX:
         yield _error(f"The guest has {len(cells)} NUMA cells", NUMA_CELLS_MAX, dom.line)

@@ -24,6 +24,12 @@ def test_no_definition_does_harm() -> None:
     assert [] == list(failures(SEEDS, corpus()))
 
 
+def test_a_long_word_is_shortened_in_a_sentence() -> None:
+    """The type of a serial port may be any text: a refusal that names it stays short."""
+    serial = f"<serial type='pty'><target type='{'a' * 5000}'><model name='isa-serial'/></target></serial>"
+    read_hostile(DOMAIN.format("q35", serial).encode())
+
+
 HOSTDEV = "<hostdev type='pci'><source><address bus='1' slot='2' function='0'/></source></hostdev>"
 
 

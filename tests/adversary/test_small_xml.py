@@ -44,6 +44,7 @@ def build(text: str) -> None:
     ("text", "said"),
     [
         pytest.param(domain(more="<iothreads>4000000</iothreads>"), "<iothreads> is 4000000", id="iothreads"),
+        pytest.param(domain(more="<vcpu>4000000</vcpu>"), "4000000 virtual CPUs", id="virtual CPUs"),
         pytest.param(
             disk("sda", "scsi", "<address type='drive' controller='4000000' bus='0' target='0' unit='0'/>"),
             "controller 4000000",

@@ -282,8 +282,8 @@ def fill_numa(dom: DomainDef, release: LibvirtRelease) -> None:
     cells.sort(key=lambda cell: int(cell.id))
     if cells and any(cell.id != place for place, cell in enumerate(cells)):
         raise XMLError("NUMA cells must be numbered from 0 without gaps", line=dom.line)
-    unlisted = set(range(dom.vcpus)).difference(*(cell.cpu_numbers for cell in cells))
-    if cells and unlisted:
+    unlisted = set(range(dom.vcpus if cells else 0)).difference(*(cell.cpu_numbers for cell in cells))
+    if unlisted:
         cells[0].cpus = set_text(cells[0].cpu_numbers | unlisted)
 
 

@@ -402,7 +402,7 @@ def _serial_errors(dom: DomainDef, device: Any) -> Errors:
     """Mirrors: qemuValidateDomainChrTargetDef"""
     model, type_ = device.target_model, device.target_type
     if model is not None and _SERIAL_TYPES.get(model) != type_:
-        yield _unsupported(f"A serial port of type {type_} cannot have the model '{shown(model)}'", device)
+        yield _unsupported(f"A serial port of type '{shown(type_)}' cannot have the model '{shown(model)}'", device)
     has = _SERIAL_HOMES.get(device.target_model)
     if has is not None and not has(dom):
         yield _unsupported(
