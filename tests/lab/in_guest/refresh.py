@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING
 
-from labhost import NIC, NIC_DRIVER, NVME, PCI, check, say
+from labhost import NIC, NIC_DRIVER, NVME, PCI, check, iommu_group, say
 
 from pyhostdev.util import pciscan, scanproof, scanrefresh
 from pyhostdev.util.hostroot import HostRoot
@@ -79,6 +79,7 @@ def follow_changes() -> None:
     follower.follow("remove", (PCI / "devices" / NIC[3] / "remove", "1"))
     follower.follow("rescan", (PCI / "rescan", "1"))
     follower.follow("remove, rescan", (PCI / "devices" / NIC[3] / "remove", "1"), (PCI / "rescan", "1"))
+    say(f"  the card's functions are in IOMMU groups {', '.join(str(iommu_group(address)) for address in NIC)}")
     follow_vfs(follower)
     scan, refresh = cost(lambda: pciscan.scan(ROOT)), cost(lambda: scanrefresh.refresh(ROOT, follower.seen))
     say(f"  {len(follower.seen)} functions: a refresh without changes costs {refresh / scan:.4f} of a scan")
