@@ -165,15 +165,14 @@ class DomainPCIAddressBus:
         """
         if self.accepts(flags, from_config=False) is not None:
             return None
+        wanted = _ALL_FUNCTIONS if function is None else 1 << function
         for slot in range(self.min_slot, self.max_slot + 1):
             taken = self.slots.get(slot, 0)
             if not taken:
                 return slot, function or 0
-            if flags & CONNECT_AGGREGATE_SLOT and slot in self.aggregate:
-                wanted = range(FUNCTION_MAX + 1) if function is None else (function,)
-                for candidate in wanted:
-                    if not taken >> candidate & 1:
-                        return slot, candidate
+            free = wanted & ~taken
+            if free and flags & CONNECT_AGGREGATE_SLOT and slot in self.aggregate:
+                return slot, (free & -free).bit_length() - 1  # the lowest function
         return None
 
     def take(self, slot: int, function: int, flags: int, isolation_group: int, from_config: bool) -> None:

@@ -45,6 +45,7 @@ _FIRST_FD = 3  # after standard input, output and error
 DEVICE_JSON = "device.json"  # libvirt's name of the capability: -device accepts JSON
 NULL = object()  # the value of a property that is printed as null; None omits the property
 QDEV_WORDS = ("driver", "bus", "id")  # keys that every -device accepts
+_as_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def option_value(text: str) -> str:
@@ -184,7 +185,7 @@ class CommandBuilder:
     def add_json(self, option: str, properties: Properties) -> None:
         """Append an option with a JSON value; properties that are None are omitted."""
         kept = {k: None if value is NULL else value for k, value in properties.items() if value is not None}
-        self.add(option, json.dumps(kept, separators=(",", ":"), ensure_ascii=False))
+        self.add(option, _as_json(kept))
 
     def add_object(self, qom_type: str, object_id: str, **properties: Any) -> None:
         """
