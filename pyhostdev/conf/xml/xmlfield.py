@@ -179,10 +179,11 @@ class Nested(Field[T]):
     @property
     def definition(self) -> type[Definition]:
         """The class of the element's definition."""
-        if isinstance(self._definition, str):
-            module, name = self._definition.split(".")
-            self._definition = getattr(import_module(f"{self.package}.{module}"), name)
-        return cast("type[Definition]", self._definition)
+        found = self._definition
+        if isinstance(found, str):
+            module, name = found.split(".")
+            found = self._definition = getattr(import_module(f"{self.package}.{module}"), name)
+        return found
 
 
 class OptionalElement(Nested["D | None"]):
