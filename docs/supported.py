@@ -110,7 +110,10 @@ def kinds(definition: Any) -> Iterator[type[ElementDef]]:
 
 def owner(definition: type[ElementDef], row: Row) -> type[ElementDef]:
     """Return the definition that declares a row: an inlined one has its own name in the tables."""
-    return definition if row.owner is None else getattr(definition, row.owner).definition
+    if row.owner is None:
+        return definition
+    inlined: Any = definition.declared()[row.owner]
+    return inlined.definition  # type: ignore[no-any-return]
 
 
 def of_place(place: Place, attribute: str | None) -> str:

@@ -166,12 +166,13 @@ class DomainPCIAddressBus:
         if self.accepts(flags, from_config=False) is not None:
             return None
         wanted = _ALL_FUNCTIONS if function is None else 1 << function
+        shared = self.aggregate if flags & CONNECT_AGGREGATE_SLOT else ()
         for slot in range(self.min_slot, self.max_slot + 1):
             taken = self.slots.get(slot, 0)
             if not taken:
                 return slot, function or 0
             free = wanted & ~taken
-            if free and flags & CONNECT_AGGREGATE_SLOT and slot in self.aggregate:
+            if free and slot in shared:
                 return slot, (free & -free).bit_length() - 1  # the lowest function
         return None
 

@@ -50,6 +50,7 @@ class ElementDef:
     """
 
     tag: ClassVar[str] = ""
+    own_fields: ClassVar[dict[str, Field[Any]]] = {}  # by name, without those of the bases
     table: ClassVar[Table]  # the compiled fields of the class
     line: int | None = None  # of the source, for messages
     lines: Mapping[tuple[str, ...], int | None] = MappingProxyType({})  # lines of child elements, by their paths
@@ -65,8 +66,10 @@ class ElementDef:
     def __init_subclass__(cls) -> None:
         cls._plan = cls._declared = None
         cls.table = _CompiledOnUse()  # type: ignore[assignment]  # it becomes a Table
-        own = tuple((k, v.make) for k, v in vars(cls).items() if isinstance(v, Field) and v.make is not None)
-        cls._initials = cls._initials + own
+        cls.own_fields = {name: field for name, field in vars(cls).items() if isinstance(field, Field)}
+        cls._initials += tuple((k, field.make) for k, field in cls.own_fields.items() if field.make is not None)
+        for name, field in cls.own_fields.items():
+            field.put_default(cls, name)
 
     def __init__(self, **values: Any) -> None:
         self.unknown = {}
@@ -85,7 +88,7 @@ class ElementDef:
         if cls._declared is None:
             cls._declared = {}
             for base in reversed(cls.__mro__):
-                cls._declared.update((k, v) for k, v in vars(base).items() if isinstance(v, Field))
+                cls._declared |= vars(base).get("own_fields", {})
         return cls._declared
 
     # -- parsing
@@ -194,7 +197,8 @@ class ElementDef:
     def plan(cls) -> ElementPlan:
         """Return the plan by which definitions of this class are printed; it is made once."""
         if cls._plan is None:
-            inlined = (getattr(cls, name).definition for name in cls.table.inlined)
+            fields: dict[str, Any] = cls.declared()
+            inlined = (fields[name].definition for name in cls.table.inlined)
             cls._plan = ElementPlan(cls.table.shape, [cls, *inlined])
         return cls._plan
 
