@@ -77,7 +77,7 @@ def state(element: str, attribute: str | None) -> str:
 
 def places_of(element: str) -> list[Place]:
     """Return where the tables have an element; empty where none has it."""
-    places = [Place(DomainDef, DomainDef.table().shape, None)]
+    places = [Place(DomainDef, DomainDef.table.shape, None)]
     for tag in element.split("/")[1:]:
         places = [below for place in places for below in step(place, tag)]
     return places
@@ -96,7 +96,7 @@ def step(place: Place, tag: str) -> Iterator[Place]:
     elif node is not None:
         definition = getattr(node.field, "definition", None)
         for kind in () if definition is None else kinds(definition):
-            yield Place(kind, kind.table().shape, None)
+            yield Place(kind, kind.table.shape, None)
         if definition is None:
             yield Place(owner(place.definition, node), None, node)
 
@@ -110,7 +110,10 @@ def kinds(definition: Any) -> Iterator[type[ElementDef]]:
 
 def owner(definition: type[ElementDef], row: Row) -> type[ElementDef]:
     """Return the definition that declares a row: an inlined one has its own name in the tables."""
-    return definition if row.owner is None else getattr(definition, row.owner).definition
+    if row.owner is None:
+        return definition
+    inlined: Any = definition.declared()[row.owner]
+    return inlined.definition  # type: ignore[no-any-return]
 
 
 def of_place(place: Place, attribute: str | None) -> str:

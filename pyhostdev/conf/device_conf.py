@@ -124,12 +124,11 @@ def check_pci_address(address: PCIDeviceAddress, element: Element) -> None:
 
     Mirrors: virPCIDeviceAddressParseXML (src/conf/device_conf.c)
     """
-    if address.is_empty:
-        return
     try:
         address.check()
     except InvalidAddressError as err:
-        raise XMLError(str(err), line=source_line(element)) from err
+        if not address.is_empty:
+            raise XMLError(str(err), line=source_line(element)) from err
 
 
 class UnassignedAddress(DeviceAddress):
@@ -282,9 +281,10 @@ class DeviceInfo(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse <boot> without order, and drop a generated alias."""
-        if self.boot_order is None and self.has_child("boot") and element.tag in BOOTABLE:
+        if self.has_child("boot") and self.boot_order is None and element.tag in BOOTABLE:
             raise XMLError("A <boot> has no order", line=source_line(element))
-        if self.alias is not None and not is_user_alias(self.alias):
+        alias = self.alias
+        if alias is not None and not is_user_alias(alias):
             self.alias = None
 
     def drop_foreign(self, tag: str) -> None:

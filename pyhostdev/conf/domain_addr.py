@@ -165,15 +165,15 @@ class DomainPCIAddressBus:
         """
         if self.accepts(flags, from_config=False) is not None:
             return None
+        wanted = _ALL_FUNCTIONS if function is None else 1 << function
+        shared = self.aggregate if flags & CONNECT_AGGREGATE_SLOT else ()
         for slot in range(self.min_slot, self.max_slot + 1):
             taken = self.slots.get(slot, 0)
             if not taken:
                 return slot, function or 0
-            if flags & CONNECT_AGGREGATE_SLOT and slot in self.aggregate:
-                wanted = range(FUNCTION_MAX + 1) if function is None else (function,)
-                for candidate in wanted:
-                    if not taken >> candidate & 1:
-                        return slot, candidate
+            free = wanted & ~taken
+            if free and slot in shared:
+                return slot, (free & -free).bit_length() - 1  # the lowest function
         return None
 
     def take(self, slot: int, function: int, flags: int, isolation_group: int, from_config: bool) -> None:
@@ -227,19 +227,20 @@ class DomainPCIAddressSet:
     def _problem(self, address: PCIDeviceAddress, flags: int, from_config: bool) -> str | None:
         if not self.buses:
             return "the guest has no PCI bus"
-        if address.domain != 0:
+        domain, index, slot, function = address
+        if domain != 0:
             return "a guest has only PCI domain 0"
-        if address.bus >= len(self.buses):
+        if index >= len(self.buses):
             return f"the last bus is {len(self.buses) - 1:#04x}"
-        bus = self.buses[address.bus]
-        if flags & CONNECT_INTEGRATED and address.bus != 0:
+        bus = self.buses[index]
+        if flags & CONNECT_INTEGRATED and index != 0:
             return "an integrated device must be on bus 0"
         obstacle = bus.accepts(flags, from_config=from_config)
         if obstacle is not None:
-            return f"PCI controller {address.bus} ({bus.model}) {obstacle}"
-        if not bus.min_slot <= address.slot <= bus.max_slot:
+            return f"PCI controller {index} ({bus.model}) {obstacle}"
+        if not bus.min_slot <= slot <= bus.max_slot:
             return f"{bus.model} has the slots {bus.min_slot:#04x} to {bus.max_slot:#04x}"
-        if not 0 <= address.function <= FUNCTION_MAX:
+        if not 0 <= function <= FUNCTION_MAX:
             return f"the last function is {FUNCTION_MAX}"
         return None
 
@@ -259,13 +260,14 @@ class DomainPCIAddressSet:
 
         Mirrors: virDomainPCIAddressReserveAddrInternal (src/conf/domain_addr.c)
         """
+        _, index, slot, function = address
         if self.dry_run:
-            self._grow(address.bus, flags)
+            self._grow(index, flags)
         self.validate(address, flags, from_config=from_config)
-        bus = self.buses[address.bus]
-        if bus.slots.get(address.slot, 0) >> address.function & 1:
+        bus = self.buses[index]
+        if bus.slots.get(slot, 0) >> function & 1:
             raise _address_error(f"Guest PCI address {address} is used twice", from_config)
-        bus.take(address.slot, address.function, flags, isolation_group, from_config)
+        bus.take(slot, function, flags, isolation_group, from_config)
 
     def reserve_next(self, flags: int, isolation_group: int = 0, function: int | None = None) -> PCIDeviceAddress:
         """

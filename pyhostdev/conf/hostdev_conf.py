@@ -382,15 +382,15 @@ class DomainHostdevDef(ElementDef):
 
     def parsed(self, element: Element) -> None:
         """Refuse a definition that is invalid on any host."""
-        line = source_line(element)
-        if element.get("assigned") is not None:
+        line = self.line
+        if self.assigned is not None:
             self._check_assigned(element)
         if not self.type:
             raise XMLError("A <hostdev> has no type", line=line)
         if self.mode == "capabilities" and self.type in SOURCE_TYPES:
             text = f"A <hostdev> of mode capabilities cannot have the type {self.type}"
             raise ConfigUnsupportedError(text, line=line, renumbered=ATTRIBUTE_NUMBER)
-        if self.source_def is None and not element.findall("source"):
+        if self.source_def is None and not self.has_child("source"):
             raise XMLError("A <hostdev> has no <source>", line=line)
         self._check_type(line)
         if not self.is_pci:
@@ -410,7 +410,7 @@ class DomainHostdevDef(ElementDef):
         Raises:
             XMLError: the message names the element.
         """
-        line = source_line(element)
+        line = self.line
         if not self.is_pci:
             raise XMLError("Only a PCI <hostdev> can have 'assigned'", line=line)
         if self.assigned and self.info.is_unassigned:
@@ -422,11 +422,12 @@ class DomainHostdevDef(ElementDef):
                 raise XMLError(f"A <hostdev> with assigned='no' cannot have <{name}>", line=line)
 
     def _check_type(self, line: int | None) -> None:
-        if self.type == "mdev" and self.model is None:
+        kind, model, source = self.type, self.model, self.source_def
+        if kind == "mdev" and model is None:
             raise XMLError("A <hostdev> of type mdev needs a model", line=line)
-        if self.type not in ("mdev", "scsi_host") and self.model is not None:
-            raise XMLError(f"A <hostdev> of type {self.type} cannot have a model", line=line)
-        if self.type != "usb" and self.source_def is not None and self.source_def.startup_policy is not None:
+        if kind not in ("mdev", "scsi_host") and model is not None:
+            raise XMLError(f"A <hostdev> of type {kind} cannot have a model", line=line)
+        if kind != "usb" and source is not None and source.startup_policy is not None:
             raise ConfigUnsupportedError("Only a USB <source> can have a startupPolicy", line=line)
-        if self.type != "scsi" and (self.sgio is not None or self.rawio is not None):
-            raise XMLError(f"A <hostdev> of type {self.type} cannot have sgio or rawio", line=line)
+        if kind != "scsi" and (self.sgio is not None or self.rawio is not None):
+            raise XMLError(f"A <hostdev> of type {kind} cannot have sgio or rawio", line=line)

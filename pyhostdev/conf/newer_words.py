@@ -5,6 +5,7 @@ Drop attributes and elements that are newer than a libvirt release, and refuse n
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.libvirt_release import LibvirtRelease
@@ -38,7 +39,8 @@ def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigE
         _drop_pci_display(nested)
     yield from (word.error for word in nested.invalid_words if release.has(word.since))
     nested.invalid_words = ()
-    for row in nested.table().newer_rows:
+    kind: Any = type(nested)
+    for row in _lacking(kind, release):
         if row.field.since is not None and not release.has(row.field.since):
             _drop(_holder(nested, row), row)
         elif isinstance(row.field, (Attribute, Content)) and row.field.codec.since:
@@ -49,6 +51,18 @@ def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigE
                 since = LibvirtRelease.since(change)
                 why = f"libvirt {release} does not know it, libvirt {since} and later do"
                 yield row.field.refusal(value, nested.tag, line, why)
+
+
+@cache  # one entry for each class and release
+def _lacking(kind: Any, release: LibvirtRelease) -> tuple[Row, ...]:
+    """Return the rows of a class of definitions of which a release does not know the name, or a word."""
+    return tuple(row for row in kind.table.newer_rows if not all(map(release.has, _changes(row.field))))
+
+
+def _changes(field: Any) -> list[str]:
+    """Return the rows of CHANGES that brought a field and its words."""
+    words = field.codec.since.values() if isinstance(field, (Attribute, Content)) else ()
+    return [*words, *([field.since] if field.since is not None else [])]
 
 
 def _drop_pci_display(hostdev: Any) -> None:
@@ -80,7 +94,7 @@ def newer_word_notes(definition: ElementDef, release: LibvirtRelease) -> list[Fi
 
 
 def _notes(nested: ElementDef, release: LibvirtRelease) -> Iterator[Finding]:
-    for row in nested.table().newer_rows:
+    for row in nested.table.newer_rows:
         field = row.field
         if field.since is None or release.has(field.since) or not vars(_holder(nested, row)).get(field.name):
             continue

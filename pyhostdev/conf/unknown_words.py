@@ -179,7 +179,7 @@ def _described(owner: str, label: str) -> str:
 
 def _hint(part: ElementDef, path: tuple[str, ...], word: Unknown) -> str:
     """Return the nearest known name, as the end of a sentence."""
-    shape: Shape | Row = part.table().shape
+    shape: Shape | Row = part.table.shape
     for tag in path:
         shape = shape.nodes[tag]  # type: ignore[union-attr]  # only shapes hold unknown names
     known = shape.nodes if word.is_element else shape.attributes  # type: ignore[union-attr]

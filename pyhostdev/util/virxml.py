@@ -20,14 +20,14 @@ from pyhostdev.errors import XMLError
 from pyhostdev.util.xmlstream import ATTRIBUTES_MAX, DEPTH_MAX, NODES_MAX, as_utf8, check_limits, not_well_formed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import TypeAlias
 
     from pyhostdev.errors import Renumbering
 
     Element: TypeAlias = etree._Element
 
-_ATTRIBUTE_MIN = len(" a=''")
+_START_TAG_MAX = ATTRIBUTES_MAX * len(" a=''")  # a longer one may have too many attributes
 _IS_TOO_DEEP = etree.XPath(f"boolean({'/*' * (DEPTH_MAX + 1)})")
 
 SHOWN_MAX = 64  # characters of an invalid value in a message
@@ -88,7 +88,12 @@ def _is_small(data: bytes) -> bool:
     """
     if data.count(b"<") + data.count(b"=") > NODES_MAX or b"<!DOCTYPE" in data:
         return False
-    return max(map(len, data.split(b"<"))) <= ATTRIBUTES_MAX * _ATTRIBUTE_MIN
+    at = -1
+    while len(data) > at + _START_TAG_MAX + 1:
+        at = data.rfind(b"<", at + 1, at + _START_TAG_MAX + 2)  # as far on as the next "<" may be
+        if at < 0:
+            return False
+    return True
 
 
 def parse_unsigned(text: str, base: int = 10, maximum: int = UINT_MAX) -> int:
@@ -102,17 +107,20 @@ def parse_unsigned(text: str, base: int = 10, maximum: int = UINT_MAX) -> int:
 
     Mirrors: virStrToLong_uip (src/util/virstring.c)
     """
-    return (_parse_short if len(text) <= _SHORT else _parse_unsigned)(text, base, maximum)
-
-
-def _parse_unsigned(text: str, base: int, maximum: int) -> int:
     value = parse_integer(text, base)
     if not 0 <= value <= maximum or "-" in text:
         raise ValueError(text)
     return value
 
 
-_parse_short = lru_cache(maxsize=1024)(_parse_unsigned)  # the addresses of many devices repeat few numbers
+def unsigned_parser(base: int, maximum: int) -> Callable[[str], int]:
+    """
+    Return ``parse_unsigned`` for one base and maximum.
+
+    It remembers the numbers of short texts: the addresses of many devices repeat few numbers.
+    """
+    parse_short = lru_cache(maxsize=1024)(lambda text: parse_unsigned(text, base, maximum))
+    return lambda text: parse_short(text) if len(text) <= _SHORT else parse_unsigned(text, base, maximum)
 
 
 def parse_integer(text: str, base: int = 10) -> int:

@@ -56,8 +56,8 @@ def definitions(kind: type[ElementDef] = ElementDef) -> Iterator[type[ElementDef
 
 def fields(kind: type[ElementDef]) -> Iterator[tuple[str, Field[Any]]]:
     """Yield the fields that hold a value of their own and that a class declares itself."""
-    for name, field in vars(kind).items():
-        if isinstance(field, Field) and not isinstance(field, (Inline, Ignored)):
+    for name, field in kind.own_fields.items():
+        if not isinstance(field, (Inline, Ignored)):
             yield name, field
 
 
@@ -93,7 +93,7 @@ class Reads:
         read = object.__getattribute__
 
         def noted(definition: ElementDef, name: str) -> Any:
-            if isinstance(getattr(type(definition), name, None), Field) and sys._getframe(1).f_code not in _GENERIC:
+            if name in read(definition, "declared")() and sys._getframe(1).f_code not in _GENERIC:
                 self.found.add((id(definition), name))
             return read(definition, name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pyhostdev.errors import VIR_ERR_INVALID_ARG, VIR_ERR_XML_ERROR
 from pyhostdev.util.typed import TYPE_CHECKING, Any, Generic, TypeVar
-from pyhostdev.util.virxml import ULLONG_MAX, nearest_words, parse_integer, parse_unsigned
+from pyhostdev.util.virxml import ULLONG_MAX, nearest_words, parse_integer, parse_unsigned, unsigned_parser
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -91,11 +91,7 @@ def unsigned(
 def hexadecimal(width: int, base: int = 0, maximum: int = 0xFFFFFFFF) -> Codec[int]:
     """Return the codec of a number printed as 0x and at least width digits."""
     spec = f"#0{width + 2}x"
-    return Codec(
-        lambda value: parse_unsigned(value, base, maximum),
-        lambda value: format(value, spec),
-        "a non-negative number",
-    )
+    return Codec(unsigned_parser(base, maximum), lambda value: format(value, spec), "a non-negative number")
 
 
 def signed(minimum: int = -INT_MAX - 1, base: int = 10, *, maximum: int = INT_MAX) -> Codec[int]:

@@ -34,6 +34,14 @@ if TYPE_CHECKING:
     from pyhostdev.util.virxml import Element
 
 
+class _CompiledOnUse:
+    """Compiles the fields of a class when its table is first read, and gives its place to the table."""
+
+    def __get__(self, instance: ElementDef | None, owner: type[ElementDef]) -> Table:
+        owner.table = compile_table(owner)
+        return owner.table
+
+
 class ElementDef:
     """
     The base of all definitions: parsing, printing, copying and comparing by the table of fields.
@@ -42,6 +50,8 @@ class ElementDef:
     """
 
     tag: ClassVar[str] = ""
+    own_fields: ClassVar[dict[str, Field[Any]]] = {}  # by name, without those of the bases
+    table: ClassVar[Table]  # the compiled fields of the class
     line: int | None = None  # of the source, for messages
     lines: Mapping[tuple[str, ...], int | None] = MappingProxyType({})  # lines of child elements, by their paths
     unknown: dict[tuple[str, ...], list[Unknown]]
@@ -49,25 +59,28 @@ class ElementDef:
     unread_words: tuple[tuple[str, int | None], ...] = ()  # labels of words without an effect here, with their lines
     invalid_words: tuple[InvalidWord, ...] = ()  # older releases do not read them
 
-    _table: ClassVar[Table | None] = None
     _plan: ClassVar[ElementPlan | None] = None
     _declared: ClassVar[dict[str, Field[Any]] | None] = None
     _initials: ClassVar[tuple[tuple[str, Callable[[], Any]], ...]] = ()
 
     def __init_subclass__(cls) -> None:
-        cls._table = cls._plan = cls._declared = None
-        own = tuple((k, v.make) for k, v in vars(cls).items() if isinstance(v, Field) and v.make is not None)
-        cls._initials = cls._initials + own
+        cls._plan = cls._declared = None
+        cls.table = _CompiledOnUse()  # type: ignore[assignment]  # it becomes a Table
+        cls.own_fields = {name: field for name, field in vars(cls).items() if isinstance(field, Field)}
+        cls._initials += tuple((k, field.make) for k, field in cls.own_fields.items() if field.make is not None)
+        for name, field in cls.own_fields.items():
+            field.put_default(cls, name)
 
     def __init__(self, **values: Any) -> None:
-        state = self.__dict__
-        state["unknown"] = {}
+        self.unknown = {}
         for name, make in self._initials:
-            state[name] = make()
-        for name, value in values.items():
-            if not isinstance(getattr(type(self), name, None), Field):
-                raise TypeError(f"{type(self).__name__} has no field '{name}'")
-            state[name] = value
+            setattr(self, name, make())
+        if values:
+            fields = self.declared()
+            for name, value in values.items():
+                if name not in fields:
+                    raise TypeError(f"{type(self).__name__} has no field '{name}'")
+                setattr(self, name, value)
 
     @classmethod
     def declared(cls) -> dict[str, Field[Any]]:
@@ -75,15 +88,8 @@ class ElementDef:
         if cls._declared is None:
             cls._declared = {}
             for base in reversed(cls.__mro__):
-                cls._declared.update((k, v) for k, v in vars(base).items() if isinstance(v, Field))
+                cls._declared |= vars(base).get("own_fields", {})
         return cls._declared
-
-    @classmethod
-    def table(cls) -> Table:
-        """Return the compiled fields, cached per class."""
-        if cls._table is None:
-            cls._table = compile_table(cls)
-        return cls._table
 
     # -- parsing
 
@@ -124,7 +130,7 @@ class ElementDef:
         Raises:
             ConfigError: a value is not valid, or a required one is absent; ``others`` has the rest.
         """
-        table = self.table()
+        table = self.table
         self.line = line = source_line(element)
         paths = self.unread(element)
         if paths:
@@ -183,7 +189,7 @@ class ElementDef:
 
     def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
         """Return the lines of the element with a given name; none if it is empty, unless ``always``."""
-        page = Page(self, self.table().inlined)
+        page = Page(self, self.table.inlined)
         self.plan().write(page, tag, indent, always=always)
         return page.lines
 
@@ -191,8 +197,9 @@ class ElementDef:
     def plan(cls) -> ElementPlan:
         """Return the plan by which definitions of this class are printed; it is made once."""
         if cls._plan is None:
-            inlined = (getattr(cls, name).definition for name in cls.table().inlined)
-            cls._plan = ElementPlan(cls.table().shape, [cls, *inlined])
+            fields: dict[str, Any] = cls.declared()
+            inlined = (fields[name].definition for name in cls.table.inlined)
+            cls._plan = ElementPlan(cls.table.shape, [cls, *inlined])
         return cls._plan
 
     def _value(self, row: Row) -> Any:
@@ -205,9 +212,10 @@ class ElementDef:
         """Return an independent copy."""
         clone = type(self).__new__(type(self))
         state = clone.__dict__
+        state.update(self.__dict__)
         for name, value in self.__dict__.items():
-            if name[0] != "_":
-                state[name] = value if type(value) in _IMMUTABLE else _copied(value)
+            if type(value) not in _IMMUTABLE and name != "lines":  # which nothing changes
+                state[name] = _copied(value)
         return clone
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -216,7 +224,7 @@ class ElementDef:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ElementDef) or type(other) is not type(self):
             return NotImplemented
-        rows = self.table().rows
+        rows = self.table.rows
         return all(self._value(row) == other._value(row) for row in rows) and (
             _without_lines(self.kept_words()) == _without_lines(other.kept_words())
         )
@@ -230,9 +238,12 @@ class ElementDef:
         """Return path and line of all unknown attributes and elements, also of nested definitions."""
         found: list[tuple[str, int | None]] = []
         for place, nested in self.walk((self.tag,)):
-            where = "/".join(place) if nested.unknown or nested.table().opaque_rows else ""
+            opaque_rows = nested.table.opaque_rows
+            if not nested.unknown and not opaque_rows:
+                continue
+            where = "/".join(place)
             found += [("/".join((where, *path, word.label)), word.line) for path, word in nested.own_unknown()]
-            for row in nested.table().opaque_rows:
+            for row in opaque_rows:
                 if nested._value(row) is not None:
                     holder = nested if row.owner is None else nested.__dict__[row.owner]
                     found.append(("/".join((where, *row.field.path)), holder.line_of(row.field.name)))
@@ -241,9 +252,10 @@ class ElementDef:
     def walk(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:
         """Yield self and all nested definitions that were set, each with its path of elements."""
         yield place, self
-        for row in self.table().nested_rows:
-            holder = self if row.owner is None else self.__dict__[row.owner]
-            value = holder.__dict__.get(row.field.name)
+        state = self.__dict__
+        for row in self.table.nested_rows:
+            holder = state if row.owner is None else state[row.owner].__dict__
+            value = holder.get(row.name)
             if isinstance(value, ElementDef):
                 yield from value.walk((*place, *row.field.path))
             elif value:
@@ -263,7 +275,7 @@ class ElementDef:
             ):
                 return True
             state = nested.__dict__
-            for name in nested.table().nested:
+            for name in nested.table.nested:
                 value = state.get(name)
                 if isinstance(value, ElementDef):
                     todo.append(value)
@@ -287,7 +299,7 @@ class ElementDef:
                 yield path, word
 
 
-_IMMUTABLE = frozenset({str, int, bool, type(None)})
+_IMMUTABLE = frozenset({str, int, bool, tuple, type(None)})
 
 
 def _copied(value: Any) -> Any:

@@ -7,6 +7,7 @@ A path names the elements around the value; they are printed if they contain som
 
 from __future__ import annotations
 
+from functools import cached_property
 from importlib import import_module
 from typing import Literal, cast
 
@@ -17,8 +18,6 @@ from pyhostdev.util.virxml import dump_element, invalid_value, source_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from typing_extensions import Self
 
     from pyhostdev.conf.xml.definition import Definition
     from pyhostdev.errors import Renumbering
@@ -34,7 +33,7 @@ class Field(Generic[T]):
     """
     One row of a table: the place of a value, and its meaning.
 
-    Has no ``__set__``: the value lives in the instance's dict, so that reading it costs nothing.
+    The value lives in the instance's dict, and the default in the class, so that Python itself finds both.
     """
 
     name = ""
@@ -57,13 +56,14 @@ class Field(Generic[T]):
         self.name = name
         self.package = owner.__module__.rpartition(".")[0]
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, instance: Definition, owner: type) -> T: ...
-    def __get__(self, instance: Definition | None, owner: type) -> Self | T:
-        """Return the field of a class, and the value of an instance without one."""
-        return self if instance is None else self.default
+    if TYPE_CHECKING:
+
+        def __get__(self, instance: Definition | None, owner: type) -> T:
+            """Describe what a definition has in the place of the field."""
+
+    def put_default(self, owner: type, name: str) -> None:
+        """Put the default into the class, in the place of the field."""
+        setattr(owner, name, self.default)
 
     def load(self, found: list[Element]) -> T:
         """Return the value in the found elements, at least one; for fields that are elements."""
@@ -176,13 +176,13 @@ class Nested(Field[T]):
         self._definition = definition
         self.second = second  # the VIR_ERR_* number that refuses a second element
 
-    @property
+    @cached_property
     def definition(self) -> type[Definition]:
         """The class of the element's definition."""
         if isinstance(self._definition, str):
             module, name = self._definition.split(".")
-            self._definition = getattr(import_module(f"{self.package}.{module}"), name)
-        return cast("type[Definition]", self._definition)
+            return cast("type[Definition]", getattr(import_module(f"{self.package}.{module}"), name))
+        return self._definition
 
 
 class OptionalElement(Nested["D | None"]):
@@ -216,14 +216,13 @@ class DefaultElement(Nested[D]):
         refuse_second(found, self.second)
         return self.definition.from_element(found[0])  # type: ignore[return-value]  # it is a D
 
-    @overload
-    def __get__(self, instance: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, instance: Definition, owner: type) -> D: ...
-    def __get__(self, instance: Definition | None, owner: type) -> Self | D:
-        """Return the field of a class; create the definition of an instance on first access."""
+    def put_default(self, owner: type, name: str) -> None:
+        """Leave the field in the class: it makes the default."""
+
+    def __get__(self, instance: Definition | None, owner: type) -> D:
+        """Create the definition of an instance on first access; a class has the field itself."""
         if instance is None:
-            return self
+            return cast("D", self)
         made = instance.__dict__[self.name] = cast("D", self.definition())
         return made
 

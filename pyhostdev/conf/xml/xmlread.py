@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Reading:
     """An element that is being read: texts become values at once, child elements after the last of them was read."""
 
-    __slots__ = ("definition", "elements", "errors", "lines", "seen", "states", "table")
+    __slots__ = ("definition", "elements", "errors", "lines", "states", "table")
 
     def __init__(self, definition: Definition, table: Table) -> None:
         state = definition.__dict__
@@ -35,7 +35,6 @@ class Reading:
         self.states: list[dict[str, Any]] = [state]
         for name in table.inlined:
             self.states.append(state[name].__dict__)
-        self.seen: set[int] = set()  # the places of rows with a text, of which the first counts
         self.elements: dict[int, list[Element]] = {}  # by the place of their row
         self.errors: list[tuple[int, ConfigError, tuple[Unknown, ...]]] = []  # with the invalid attribute or elements
         self.lines: dict[tuple[str, ...], int | None] = {}  # of child elements, by their paths
@@ -45,34 +44,34 @@ class Reading:
         texts: list[tuple[str, str]] = element.items()  # type: ignore[assignment]  # never bytes
         if shape.has_text:
             texts = [*texts, *_own_texts(shape, element)]
-        rows, seen, states = shape.texts, self.seen, self.states
+        readers, states = shape.readers, self.states
         for key, text in texts:
-            row = rows.get(key)
-            if row is None:
+            reader = readers.get(key)
+            if reader is None:
                 self._keep_attribute(shape.path, key, text, element)
                 continue
-            place, _, _, holder, name, parse = row
-            if place not in seen:
-                seen.add(place)
-                state = states[holder]
+            place, holder, name, parse = reader
+            state = states[holder]
+            if name not in state:  # of several elements, the first counts
                 try:
                     state[name] = parse(text)
                 except ValueError:
-                    self._load_invalid(row, text, element, state)
-        for child in element if not shape.is_text else ():
-            tag = child.tag
-            if isinstance(tag, str):  # no comment
-                node = shape.nodes.get(tag)
-                if isinstance(node, Shape):
-                    if node.path in self.lines:
-                        self._note_repeated(child)
-                    self.lines.setdefault(node.path, child.sourceline)  # type: ignore[call-overload]  # a number
-                    self.read(node, child)
-                elif node is not None:
-                    self.lines.setdefault(node.field.path, child.sourceline)  # type: ignore[call-overload]
-                    self.elements.setdefault(node.place, []).append(child)
-                else:
-                    self._keep_element(shape.path, child)
+                    self._load_invalid(self.table.rows[place], text, element, state)
+        if len(element) == 0 or shape.is_text:
+            return
+        nodes, lines = shape.nodes, self.lines
+        for child in element:
+            node = nodes.get(child.tag)
+            if isinstance(node, Shape):
+                if node.path in lines:
+                    self._note_repeated(child)
+                lines.setdefault(node.path, child.sourceline)  # type: ignore[call-overload]  # a number
+                self.read(node, child)
+            elif node is not None:
+                lines.setdefault(node.field.path, child.sourceline)  # type: ignore[call-overload]
+                self.elements.setdefault(node.place, []).append(child)
+            elif isinstance(child.tag, str):  # no comment
+                self._keep_element(shape.path, child)
 
     def load_elements(self) -> None:
         """Set the lines of child elements, and the fields that have definitions of their own."""
@@ -94,10 +93,9 @@ class Reading:
         self.definition.repeated += ((str(element.tag), source_line(element)),)
 
     def _load_invalid(self, row: Row, text: str, element: Element, state: dict[str, Any]) -> None:
-        """Take the default for an invalid value that libvirt ignores; else note the error."""
-        if row.field.lenient:
-            state[row.name] = row.field.default
-        else:
+        """Take the default for an invalid value; note the error unless libvirt ignores it."""
+        state[row.name] = row.field.default
+        if not row.field.lenient:
             line = source_line(element)
             leaf = row.field.leaf
             written = Unknown(leaf, text, line, False) if leaf else _as_written(element)
@@ -132,7 +130,7 @@ class Reading:
     def _missing(self, element: Element) -> Iterator[ConfigError]:
         """Yield an error for each row that must be there and was not found."""
         for row in self.table.required:
-            if row.place not in self.seen and row.place not in self.elements:
+            if row.name not in self.states[row.holder] and row.place not in self.elements:
                 field = row.field
                 where = "/".join((str(element.tag), *field.path))
                 what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"

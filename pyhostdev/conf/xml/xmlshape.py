@@ -13,30 +13,35 @@ if TYPE_CHECKING:
 
     from pyhostdev.conf.xml.definition import Definition
 
+    Reader = tuple[int, int, str, Callable[[str], Any]]  # a plain tuple, which Python unpacks fastest
 
 CONTENT, FLAG = "text()", "()"  # keys of an element's text and presence, which no attribute has
 
 
 class Row(NamedTuple):
-    """A field in one definition: its position, the object that has its value, and its most used attributes."""
+    """A field in one definition: its position, the object that has its value, and its name."""
 
     place: int
     field: Any  # a Field; typed Any because a type checker would read the descriptor
     owner: str | None  # the inlined definition with the value; None for the definition itself
     holder: int  # the number of the inlined definition, from 1 on; 0 for the definition itself
     name: str
-    parse: Callable[[str], Any]
 
     @classmethod
     def of(cls, place: int, field: Any, owner: str | None, holder: int) -> Row:
         """Return the row of a field."""
-        return cls(place, field, owner, holder, field.name, field.parse)
+        return cls(place, field, owner, holder, field.name)
+
+    @property
+    def reader(self) -> Reader:
+        """What reading a text needs: the place, the number of the definition, the name, and the parser."""
+        return self.place, self.holder, self.name, self.field.parse
 
 
 class Shape:
     """One element of a definition: its possible contents, in the order of printing."""
 
-    __slots__ = ("attributes", "content", "flag", "has_text", "is_text", "nodes", "path", "texts")
+    __slots__ = ("attributes", "content", "flag", "has_text", "is_text", "nodes", "path", "readers")
 
     def __init__(self, path: tuple[str, ...]) -> None:
         self.path = path
@@ -44,7 +49,7 @@ class Shape:
         self.content: Row | None = None
         self.flag: Row | None = None
         self.nodes: dict[str, Shape | Row] = {}
-        self.texts: dict[str, Row] = {}  # the attributes, and the text and presence under keys of their own
+        self.readers: dict[str, Reader] = {}  # of attributes, and of text and presence under keys of their own
         self.has_text = False  # the element's text or its presence is a value
         self.is_text = False  # the element contains only text: child elements are part of it
 
@@ -73,19 +78,19 @@ class Shape:
             self.descend(field.path).add_attribute(field.leaf, row)
         elif isinstance(field, Content):
             shape = self.descend(field.path)
-            shape.content = shape.texts[CONTENT] = row
+            shape.content, shape.readers[CONTENT] = row, row.reader
         elif isinstance(field, Ignored):
             for path in field.paths:
                 self._add_ignored(row, path.split("/"))
         elif isinstance(field, Flag):
             shape = self.descend(field.path)
-            shape.flag = shape.texts[FLAG] = row
+            shape.flag, shape.readers[FLAG] = row, row.reader
         else:
             self.descend(field.path[:-1]).nodes[field.path[-1]] = row
 
     def add_attribute(self, name: str, row: Row) -> None:
         """Add the row of an attribute."""
-        self.attributes[name] = self.texts[name] = row
+        self.attributes[name], self.readers[name] = row, row.reader
 
     def _add_ignored(self, row: Row, path: list[str]) -> None:
         *parents, last = path

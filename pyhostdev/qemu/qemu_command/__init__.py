@@ -229,10 +229,13 @@ def unmodelled_errors(dom: DomainDef) -> list[ConfigError]:
     An unknown name that is like a known one is reported with it. On a host device the error has the text of the plan's
     finding; a finding that is only a note is not an error.
     """
+    unmodelled = [word for word in dom.unmodelled() if word[0] not in KNOWN_PATHS]
+    if not unmodelled:
+        return []
     reported = {(path, finding.line): finding for path, finding in words_with_paths(dom)}
     others = other_words(dom)
     found: list[ConfigError] = []
-    for path, line in (word for word in dom.unmodelled() if word[0] not in KNOWN_PATHS):
+    for path, line in unmodelled:
         finding = reported.get((path, line))
         if finding is not None:
             found += _finding_errors(finding, line)

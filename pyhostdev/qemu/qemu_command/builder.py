@@ -44,7 +44,8 @@ Properties = dict[str, Any]
 _FIRST_FD = 3  # after standard input, output and error
 DEVICE_JSON = "device.json"  # libvirt's name of the capability: -device accepts JSON
 NULL = object()  # the value of a property that is printed as null; None omits the property
-QDEV_WORDS = ("driver", "bus", "id")  # keys that every -device accepts
+QDEV_WORDS = frozenset({"driver", "bus", "id"})  # keys that every -device accepts
+_as_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def option_value(text: str) -> str:
@@ -65,6 +66,10 @@ def plain_value(text: str, what: str, device: Any = None) -> str:
             line=getattr(device, "line", None),
         )
     return text
+
+
+def _without_none(properties: Properties) -> Properties:
+    return {name: value for name, value in properties.items() if value is not None}
 
 
 def option_string(properties: Properties) -> str:
@@ -184,7 +189,7 @@ class CommandBuilder:
     def add_json(self, option: str, properties: Properties) -> None:
         """Append an option with a JSON value; properties that are None are omitted."""
         kept = {k: None if value is NULL else value for k, value in properties.items() if value is not None}
-        self.add(option, json.dumps(kept, separators=(",", ":"), ensure_ascii=False))
+        self.add(option, _as_json(kept))
 
     def add_object(self, qom_type: str, object_id: str, **properties: Any) -> None:
         """
@@ -195,8 +200,9 @@ class CommandBuilder:
         """
         if not self.capabilities.has_object(qom_type):
             raise unsupported(f"The object '{qom_type}', which {self._emulator} does not have,")
-        self._check_properties(qom_type, properties, ())
-        self.add_json("-object", {"qom-type": qom_type, "id": object_id, **properties})
+        said = _without_none(properties)
+        self._check_properties(qom_type, said, frozenset())
+        self.add_json("-object", {"qom-type": qom_type, "id": object_id, **said})
 
     def add_device(self, properties: Properties) -> None:
         """
@@ -208,9 +214,9 @@ class CommandBuilder:
         driver = properties["driver"]
         if not self.capabilities.has_device(driver):
             raise unsupported(f"The device '{shown(str(driver))}', which {self._emulator} does not have,")
-        self._check_properties(driver, properties, QDEV_WORDS)
-        said = {key: value for key, value in properties.items() if value is not None}
-        said = self.namespace.overridden(properties.get("id"), said)
+        said = _without_none(properties)
+        self._check_properties(driver, said, QDEV_WORDS)
+        said = self.namespace.overridden(said.get("id"), said)
         if DEVICE_JSON in self.namespace.deleted_capabilities:
             self.add("-device", option_string(said))
         else:
@@ -239,17 +245,16 @@ class CommandBuilder:
     def _emulator(self) -> str:
         return f"QEMU {self.capabilities.release}"
 
-    def _check_properties(self, kind: str, properties: Properties, words: tuple[str, ...]) -> None:
+    def _check_properties(self, kind: str, said: Properties, words: frozenset[str]) -> None:
         """
         Refuse a property that the emulator lacks; if the properties of a kind are not recorded, accept all.
 
         Args:
             words: keys that need no check, since every kind accepts them.
         """
-        said = {name for name, value in properties.items() if value is not None and name not in words}
-        unknown = sorted(said - self.capabilities.properties_of(kind, said))
+        unknown = said.keys() - words - self.capabilities.properties_of(kind, said.keys())
         if unknown:
-            raise unsupported(f"The property '{unknown[0]}' of '{kind}', which {self._emulator} does not have,")
+            raise unsupported(f"The property '{min(unknown)}' of '{kind}', which {self._emulator} does not have,")
 
     def vfio_descriptor(self, address: PCIDeviceAddress | None) -> str | None:
         """Return the number of an inherited descriptor for iommufd; None if the command line is only shown."""

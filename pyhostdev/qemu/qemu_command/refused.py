@@ -15,8 +15,6 @@ from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.qemu.qemu_command.builder import unsupported
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pyhostdev.errors import ConfigUnsupportedError
 
 # definition -> field -> values that are accepted because they change nothing
@@ -75,28 +73,32 @@ def unbuilt_errors(dom: ElementDef) -> list[ConfigUnsupportedError]:
 
 
 def _note_unbuilt(definition: ElementDef, found: list[ConfigUnsupportedError]) -> None:
-    for name, harmless in _refused(type(definition).__mro__).items():
-        value = getattr(definition, name)
-        if value not in (None, False, [], *harmless):
+    kind: type = type(definition)
+    for name, harmless in _refused(kind).items():
+        value = definition.__dict__.get(name)
+        if value is not None and value not in (False, [], *harmless):
             found.append(_error(definition, name, value, harmless))
     for nested in nested_definitions(definition):
         _note_unbuilt(nested, found)
 
 
 @cache  # one entry for each class
-def _refused(classes: tuple[type, ...]) -> dict[str, tuple[object, ...]]:
-    """Return the refused fields of a class that is given with its bases."""
-    return {name: found for base in classes for name, found in REFUSED.get(base.__name__, {}).items()}
+def _refused(kind: type) -> dict[str, tuple[object, ...]]:
+    """Return the refused fields of a class and its bases."""
+    return {name: found for base in kind.__mro__ for name, found in REFUSED.get(base.__name__, {}).items()}
 
 
-def nested_definitions(definition: ElementDef) -> Iterator[ElementDef]:
-    """Yield the nested definitions: those that share the element of this one, and those of child elements."""
-    for name in definition.table().nested:
-        value = definition.__dict__.get(name)
+def nested_definitions(definition: ElementDef) -> list[ElementDef]:
+    """Return the nested definitions: those that share the element of this one, and those of child elements."""
+    found: list[ElementDef] = []
+    state = definition.__dict__
+    for name in definition.table.nested:
+        value = state.get(name)
         if isinstance(value, ElementDef):
-            yield value
+            found.append(value)
         elif value:
-            yield from value
+            found += value
+    return found
 
 
 def _error(definition: ElementDef, name: str, value: Any, harmless: tuple[object, ...]) -> ConfigUnsupportedError:

@@ -15,7 +15,7 @@ from pyhostdev.qemu.qemu_postparse.controller_defaults import MODEL_NAMES, PHB_M
 from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from pyhostdev.conf.domain_conf import DomainDef
 
@@ -43,6 +43,11 @@ _KINDS = {
     "pcie-expander-bus": _Kind(("bus_nr",), ("numa_node",)),
 }
 _PHB = _Kind(("target_index",), ("numa_node",))
+# model -> the machines that have it; the others are in every machine
+_HOMES: dict[str, Callable[[DomainDef], bool]] = {
+    "pci-expander-bus": is_i440fx,
+    "pcie-expander-bus": lambda dom: is_q35(dom) or is_arm_virt(dom),
+}
 
 _OPTIONS = (
     "chassis_nr",
@@ -77,8 +82,8 @@ def pci_controller_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
 
 
 def _machine_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
-    homes = {"pci-expander-bus": is_i440fx(dom), "pcie-expander-bus": is_q35(dom) or is_arm_virt(dom)}
-    if not homes.get(device.model, True):
+    homes = _HOMES.get(device.model)
+    if homes is not None and not homes(dom):
         yield _error(device, f"is not supported by the machine '{dom.os.machine}'")
     if device.hotplug is not None and device.model == "pci-root" and not is_i440fx(dom):
         yield _error(device, "has no 'hotplug' in this machine")

@@ -250,6 +250,8 @@ def thread_errors(dom: DomainDef, device: Any) -> Errors:
 
     Mirrors: qemuDomainValidateIothreadMapping (src/qemu/qemu_validate.c)
     """
+    if device.iothread is None and not device.iothread_mapping:
+        return
     threads = iothread_numbers(dom)
     if device.iothread is not None and device.iothread not in threads:
         yield _unsupported(f"There is no I/O thread {device.iothread}", device)
