@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PCI_INDEX_MAX = 255  # bus numbers have 8 bits (PCI30 3.2.2.3.2)
 CONTROLLERS_MAX = 1024  # in all, and of indexes; a SCSI controller takes a PCI function, and there are 256 buses
+GRAPHICS_MAX = 64  # QEMU has one of each type
 DEVICES_MAX = 4096  # of all kinds; 256 buses of one device each leave room for disks on shared controllers
 VCPUS_MAX = 16384  # QEMU itself supports 4096 (max_cpus of its hw/i386/pc_q35.c)
 NUMA_CELLS_MAX = 1024  # QEMU itself supports 128 (MAX_NODES of its sysemu/numa.h)
@@ -61,13 +62,15 @@ def _too_large(dom: DomainFields) -> Iterator[ConfigUnsupportedError]:
     cells = dom.cpu.cells if dom.cpu is not None else []
     if len(cells) > NUMA_CELLS_MAX:
         yield _error(f"The guest has {len(cells)} NUMA cells", NUMA_CELLS_MAX, dom.line)
-    devices = list(dom.device_infos())
-    if len(devices) > DEVICES_MAX:
-        yield _error(f"The domain has {len(devices)} devices", DEVICES_MAX, dom.line)
+    count = sum(1 for _ in dom.devices())
+    if count > DEVICES_MAX:
+        yield _error(f"The domain has {count} devices", DEVICES_MAX, dom.line)
+    if len(dom.graphics) > GRAPHICS_MAX:
+        yield _error(f"The domain has {len(dom.graphics)} <graphics>", GRAPHICS_MAX, dom.line)
     if len(dom.controllers) > CONTROLLERS_MAX:
         yield _error(f"The domain has {len(dom.controllers)} controllers", CONTROLLERS_MAX, dom.line)
     yield from _controllers_too_large(dom)
-    for device, info in devices:
+    for device, info in dom.device_infos():
         if isinstance(info.address, (DriveAddress, VirtioSerialAddress)) and info.address.controller >= CONTROLLERS_MAX:
             yield _error(f"A device names controller {info.address.controller}", CONTROLLERS_MAX - 1, device.line)
 

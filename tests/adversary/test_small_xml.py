@@ -69,6 +69,7 @@ def build(text: str) -> None:
             id="serial address",
         ),
         pytest.param(domain("<sound model='ac97'/>" * 5000), "5000 devices", id="devices"),
+        pytest.param(domain("<graphics type='vnc'/>" * 100), "100 <graphics>", id="graphics"),
     ],
 )
 def test_a_number_that_makes_things_is_bounded(text: str, said: str) -> None:
