@@ -14,7 +14,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "benchmarks"))
@@ -49,7 +49,7 @@ def listing(*options: str) -> float:
     return peers.run([sys.executable, "-S", "-c", MAIN, "list", *options])
 
 
-def in_turns(rounds: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
+def in_turns(rounds: int, works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
     """Run functions in turns; return medians of CPU seconds. One that returns a float measured itself."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for name in [*works] * rounds:
