@@ -53,6 +53,13 @@ def test_no_element_is_too_many(element: str, around: str) -> None:
     assert [] == too_costly(text.encode(), share=0.1)
 
 
+def test_an_element_that_counts_once_may_be_repeated_often() -> None:
+    """Noting the repetitions takes a time that grows with their number, not with its square."""
+    assert [] == too_costly(
+        DOMAIN.replace("<devices>", f"<features>{'<apic/>' * 80_000}</features><devices>").encode(), 0.2
+    )
+
+
 def refuse_wrongly(_data: bytes) -> None:
     raise InternalError("a bug")
 

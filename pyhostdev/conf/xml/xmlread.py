@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 class Reading:
     """An element that is being read: texts become values at once, child elements after the last of them was read."""
 
-    __slots__ = ("definition", "elements", "errors", "lines", "states", "table")
+    __slots__ = ("definition", "elements", "errors", "lines", "repeated", "states", "table")
 
     def __init__(self, definition: Definition, table: Table) -> None:
         state = definition.__dict__
@@ -38,6 +38,7 @@ class Reading:
         self.elements: dict[int, list[Element]] = {}  # by the place of their row
         self.errors: list[tuple[int, ConfigError, tuple[Unknown, ...]]] = []  # with the invalid attribute or elements
         self.lines: dict[tuple[str, ...], int | None] = {}  # of child elements, by their paths
+        self.repeated: list[tuple[str, int | None]] = []  # tags of elements that count once, with lines
 
     def read(self, shape: Shape, element: Element) -> None:
         """Read an element of the definition: its attributes and text, and its child elements."""
@@ -88,9 +89,11 @@ class Reading:
                 self.errors.append((place, err, tuple(map(_as_written, elements))))
                 if err.readable is not None and row.field.since is None:
                     state[row.name] = err.readable
+        if self.repeated:
+            self.definition.repeated = tuple(self.repeated)
 
     def _note_repeated(self, element: Element) -> None:
-        self.definition.repeated += ((str(element.tag), source_line(element)),)
+        self.repeated.append((str(element.tag), source_line(element)))
 
     def _load_invalid(self, row: Row, text: str, element: Element, state: dict[str, Any]) -> None:
         """Take the default for an invalid value; note the error unless libvirt ignores it."""
