@@ -32,7 +32,7 @@ USER = "libvirt-qemu"
 MANY = 160
 LINEAR = (40, 160)  # of a q35 guest, which has at most 255 ports
 PARSED = (40, 640)
-ROUNDS = 3
+ROUNDS = 15
 CONFIG = 'user = "root"\ngroup = "root"\n'
 IN_NAMESPACE = 'mount --bind "$1/passwd" /etc/passwd && mount --bind "$1/group" /etc/group && shift && exec "$@"'
 
