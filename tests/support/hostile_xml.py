@@ -251,7 +251,7 @@ def _samples() -> dict[tuple[str, ...], tuple[Path, str]]:
         for element in root.iter(etree.Element):
             way = tuple(str(part.tag) for part in (*reversed(list(element.iterancestors())), element))
             if len(way) > 1 and root.tag == "domain":
-                found.setdefault(way, (path, root.getroottree().getpath(element)))
+                found.setdefault(way, (path, root.getroottree().getelementpath(element)))
     return found
 
 
@@ -259,8 +259,8 @@ def repeated(kind: tuple[str, ...]) -> bytes:
     """Return a definition in which one element occurs as often as a document can hold it."""
     path, place = _samples()[kind]
     root = etree.fromstring(path.read_bytes())
-    element = root.xpath(place)[0]  # type: ignore[index]
-    assert isinstance(element, etree._Element)
+    element = root.find(place)
+    assert element is not None
     size = len(etree.tostring(element))
     nodes = sum(1 + len(part.attrib) for part in element.iter(etree.Element))
     count = min(SIZE_MAX * 9 // 10 // size, NODES_MAX * 9 // 10 // nodes)
