@@ -7,7 +7,8 @@ Mirrors: virDomainDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.conf.os_conf import (
@@ -325,7 +326,7 @@ class DomainFields(ElementDef):
 
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
         """Return the guest addresses of all devices except host devices."""
-        hostdevs = {id(hostdev.info) for hostdev in self.all_hostdevs()}
+        hostdevs = {id(net.hostdev.info) for net in self.interfaces if net.hostdev is not None}
         infos = (info for _, info in _infos_of(self._devices_but(("hostdevs",))) if id(info) not in hostdevs)
         return {info.pci.pci for info in infos if info.pci is not None}
 
@@ -335,8 +336,8 @@ class DomainFields(ElementDef):
 
     def _devices_but(self, names: tuple[str, ...]) -> Iterator[ElementDef]:
         """Yield all devices but those of some fields."""
-        for name, field in self.declared().items():
-            if field.path[:1] != ("devices",) or name in names:
+        for name in _device_fields(type(self)):
+            if name in names:
                 continue
             value = getattr(self, name)
             if isinstance(value, list):
@@ -389,6 +390,12 @@ class DomainFields(ElementDef):
             above = bridges[bus].info.pci
             bus = bus if above is None else above.bus
         return space
+
+
+@cache
+def _device_fields(domain: type[Any]) -> list[str]:
+    """Return the names of the fields below <devices>, in the order of printing."""
+    return [name for name, field in domain.declared().items() if field.path[:1] == ("devices",)]
 
 
 def _infos_of(devices: Iterator[ElementDef]) -> Iterator[tuple[ElementDef, DeviceInfo]]:

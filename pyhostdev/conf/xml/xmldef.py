@@ -264,23 +264,15 @@ class ElementDef:
 
     def has_odd_words(self) -> bool:
         """Return True if this definition or a nested one has unknown, repeated or invalid attributes or elements."""
-        todo: list[ElementDef] = [self]
-        while todo:
-            nested = todo.pop()
-            if (
-                nested.repeated
-                or nested.unread_words
-                or nested.invalid_words
-                or (nested.unknown and any(nested.unknown.values()))
-            ):
-                return True
-            state = nested.__dict__
-            for name in nested.table.nested:
-                value = state.get(name)
-                if isinstance(value, ElementDef):
-                    todo.append(value)
-                elif value:
-                    todo += value
+        if self.repeated or self.unread_words or self.invalid_words or (self.unknown and any(self.unknown.values())):
+            return True
+        state = self.__dict__
+        for row in self.table.nested_rows:  # an inlined part has no words of its own
+            holder = state if row.owner is None else state[row.owner].__dict__
+            value = holder.get(row.name)
+            for part in (value,) if isinstance(value, ElementDef) else value or ():
+                if part.has_odd_words():
+                    return True
         return False
 
     def kept_words(self) -> dict[tuple[str, ...], list[Unknown]]:
