@@ -227,19 +227,19 @@ static int is_vfio(struct phd_scan *scan, const struct phd_record *record)
 	return has_entry(scan, "vfio-dev");
 }
 
-/* The kernel has reset_method since 5.15. */
-static int read_more(struct phd_scan *scan, const struct phd_record *record, struct phd_more *more)
+/*
+ * The kernel has reset_method since 5.15, for the functions that have reset; before, reset alone
+ * tells that there is a method.
+ */
+static int read_resets(struct phd_scan *scan, struct phd_more *more)
 {
-	int vfio = is_vfio(scan, record), reset = vfio < 0 ? vfio : has_entry(scan, "reset");
 	char text[PHD_METHODS_MAX];
-	ssize_t n;
+	ssize_t n = phd_read_attr(scan, "reset_method", text, sizeof(text));
+	int reset = n == -ENOENT ? has_entry(scan, "reset") : 1;
 
 	if (reset < 0)
 		return reset;
-	more->flags = (vfio ? PHD_MORE_VFIO : 0) | (reset ? PHD_MORE_RESET : 0);
-	if (!reset)
-		return 0;
-	n = phd_read_attr(scan, "reset_method", text, sizeof(text));
+	more->flags |= reset ? PHD_MORE_RESET : 0;
 	if (n == -ENOENT)
 		return 0;
 	if (n < 0 || n == sizeof(text))
@@ -247,6 +247,16 @@ static int read_more(struct phd_scan *scan, const struct phd_record *record, str
 	if (memchr(text, '\0', (size_t)n)) /* it would be several names of the pool */
 		return phd_fail_here(scan, -EBADMSG);
 	return phd_add_name(scan, text, (size_t)n, &more->methods);
+}
+
+static int read_more(struct phd_scan *scan, const struct phd_record *record, struct phd_more *more)
+{
+	int vfio = is_vfio(scan, record);
+
+	if (vfio < 0)
+		return vfio;
+	more->flags = vfio ? PHD_MORE_VFIO : 0;
+	return read_resets(scan, more);
 }
 
 static int read_function(struct phd_scan *scan, size_t index, bool *is_sure)

@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from pyhostdev.util import pciscan
 from pyhostdev.util.hostroot import HostRoot
+from pyhostdev.util.iommugroup import GroupMember
 from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of
 from pyhostdev.util.virfile import list_all_names, parse_number, read_attributes, read_link_names
 from pyhostdev.util.virpci import PCIDevice, read_virtual_functions
@@ -32,32 +33,50 @@ def read_pci_devices(
         SysfsError: an attribute exists but cannot be read.
     """
     wanted = sorted(set(addresses))
-    new = _read(root, [address for address in wanted if address not in known])
+    new = _read(root, [address for address in wanted if address not in known])[0]
     found = ((address, known.get(address) or new.get(address)) for address in wanted)
     return {address: dev for address, dev in found if dev is not None}
 
 
-def _read(root: HostRoot, addresses: Sequence[PCIDeviceAddress]) -> dict[PCIDeviceAddress, PCIDevice]:
+def read_pci_devices_with_groups(
+    root: HostRoot, addresses: Iterable[PCIDeviceAddress]
+) -> tuple[dict[PCIDeviceAddress, PCIDevice], dict[int, list[GroupMember]]]:
+    """
+    Return those of some functions that the host has, and the members of each IOMMU group that has no other members.
+
+    Raises:
+        SysfsError: an attribute or a group exists but cannot be read.
+    """
+    return _read(root, addresses, with_groups=True)
+
+
+def _read(
+    root: HostRoot, addresses: Iterable[PCIDeviceAddress], *, with_groups: bool = False
+) -> tuple[dict[PCIDeviceAddress, PCIDevice], dict[int, list[GroupMember]]]:
     """Return functions with the facts that a plan asks of each: its inode, its kind of driver, and its resets."""
     if not addresses:
-        return {}
+        return {}, {}
     reader = pciscan.FunctionReader(root)
     try:
         records, more = reader.read_more(addresses)
+        whole = reader.whole_groups(records) if with_groups else ()
     finally:
         reader.close()
     rows = zip(map(address_of, records.column("key")), records, more, strict=True)
-    return {address: PCIDevice.read_together(root, address, record, _facts(asked)) for address, record, asked in rows}
+    devs = {address: PCIDevice.read_together(root, address, record, _facts(asked)) for address, record, asked in rows}
+    groups: dict[int, list[GroupMember]] = {group: [] for group in whole}
+    for dev in devs.values():
+        if dev.iommu_group in groups:
+            groups[dev.iommu_group].append(dev.as_group_member())
+    return devs, groups
 
 
 def _facts(asked: pciscan.More) -> dict[str, object]:
     """Return the facts of a device by the names under which it keeps them."""
-    facts: dict[str, object] = {"incarnation": asked.inode, "vfio": asked.is_vfio}
-    if not asked.can_reset:
-        facts["reset_methods"] = []
-    elif asked.methods is not None:
-        facts["reset_methods"] = asked.methods.split()
-    return facts
+    inode, is_vfio, can_reset, methods = asked
+    if can_reset and methods is None:
+        return {"incarnation": inode, "vfio": is_vfio}
+    return {"incarnation": inode, "vfio": is_vfio, "reset_methods": (methods or "").split()}
 
 
 def _learn_ari(devs: Sequence[PCIDevice]) -> None:

@@ -13,6 +13,7 @@ import os
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
+from itertools import compress
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
@@ -99,27 +100,12 @@ def known_groups(root: HostRoot, snapshot: Snapshot, groups: Sequence[int]) -> l
     """
     if not groups:
         return []
-    records, known = bytearray(snapshot.packed), bytearray(len(groups))
     bus_fd = _open_bus(root)
     try:
-        with (
-            confined.opened(_open_groups(root)) as groups_fd,
-            _Scanner(root, bus_fd, Tuning()) as scanner,
-        ):
-            ret = _c.lib.phd_known_groups(
-                groups_fd,
-                _c.ffi.from_buffer("struct phd_record[]", records),
-                len(snapshot),
-                _c.ffi.from_buffer("uint32_t[]", array("I", groups)),
-                len(groups),
-                scanner.buffers,
-                _c.ffi.from_buffer("uint8_t[]", known),
-            )
+        with _Scanner(root, bus_fd, Tuning()) as scanner:
+            return scanner.known_groups(snapshot, groups)
     finally:
         os.close(bus_fd)
-    if ret < 0:
-        raise SysfsError(-ret, root.iommu_groups, "list the members of IOMMU groups")
-    return list(map(bool, known))
 
 
 class Listed(NamedTuple):
@@ -205,9 +191,28 @@ class FunctionReader:
         texts = snapshot.driver_names
         found = _MORE.iter_unpack(memoryview(packed)[: _MORE.size * len(snapshot)])
         return snapshot, [
-            More(inode, bool(flags & _MORE_VFIO), bool(flags & _MORE_RESET), texts.get(methods))
+            More(inode, flags & _MORE_VFIO != 0, flags & _MORE_RESET != 0, texts.get(methods))
             for inode, methods, flags in found
         ]
+
+    def whole_groups(self, snapshot: Snapshot) -> set[int]:
+        """
+        Return the IOMMU groups of which all members are among the functions of a snapshot.
+
+        Raises:
+            SysfsError: a group exists but cannot be listed.
+
+        Host: sys/kernel/iommu_groups/N/devices
+        """
+        numbers = compress(snapshot.column("iommu_group"), [h & HAVE_IOMMU_GROUP for h in snapshot.column("have")])
+        groups = sorted(set(numbers))
+        try:
+            are_known = self._scanner.known_groups(snapshot, groups)
+        except SysfsError as err:
+            if err.errno != errno.ENOENT:
+                raise
+            return set()  # a sparse directory without the groups themselves
+        return set(compress(groups, are_known))
 
     def entries(self, path: str, *, are_numbers: bool = False) -> bytes:
         """
@@ -311,6 +316,23 @@ class _Scanner:
             _c.ffi.buffer(self.names)[: summary.names_used],
             summary.vanished,
         )
+
+    def known_groups(self, snapshot: Snapshot, groups: Sequence[int]) -> list[bool]:
+        """See the function of the same name."""
+        records, known = bytearray(snapshot.packed), bytearray(len(groups))
+        with confined.opened(_open_groups(self.root)) as groups_fd:
+            ret = _c.lib.phd_known_groups(
+                groups_fd,
+                _c.ffi.from_buffer("struct phd_record[]", records),
+                len(snapshot),
+                _c.ffi.from_buffer("uint32_t[]", array("I", groups)),
+                len(groups),
+                self.buffers,
+                _c.ffi.from_buffer("uint8_t[]", known),
+            )
+        if ret < 0:
+            raise SysfsError(-ret, self.root.iommu_groups, "list the members of IOMMU groups")
+        return list(map(bool, known))
 
     def entries(self, fd: int, name: str, *, are_numbers: bool = False) -> bytes:
         """List an open directory; its name below that of the bus is for messages."""

@@ -135,6 +135,11 @@ class PCIDevice:
         return self._record.class_
 
     @property
+    def kind(self) -> tuple[object, ...]:
+        """What its driver and the rules of assignment ask of a function: its identity, and its driver."""
+        return (*self._record[1:7], self.is_vfio)
+
+    @property
     def identity(self) -> tuple[int | None, ...]:
         """Vendor, device, subsystem vendor, subsystem device, and class."""
         return self._record[1:6]
@@ -352,7 +357,8 @@ class PCIDevice:
     @property
     def is_vfio(self) -> bool:
         """True if it was bound to vfio-pci or one of its variants when the object was made."""
-        return self._fact("vfio", self._read_is_vfio)
+        known: bool | None = self._facts.get("vfio")
+        return self._fact("vfio", self._read_is_vfio) if known is None else known
 
     def _read_is_vfio(self) -> bool:
         return is_vfio_driver(self.root, self.address, self.driver)
@@ -382,10 +388,10 @@ class PCIDevice:
         """
 
         def read() -> list[str]:
-            if read_status(self.root, self.path("reset")) is None:
-                return []
             listed = read_attribute(self.root, self.path("reset_method"))
-            return self._methods_by_config() if listed is None else listed.split()
+            if listed is not None:
+                return listed.split()
+            return [] if read_status(self.root, self.path("reset")) is None else self._methods_by_config()
 
         return self._fact("reset_methods", read)
 
@@ -397,8 +403,10 @@ class PCIDevice:
 
         Source: drivers/pci/pci.c pci_parent_bus_reset
         """
-        usable = (m for m in self.read_reset_methods() if m not in BUS_RESETS or len(self.read_bus()) == 1)
-        return next(usable, None)
+        for method in self.read_reset_methods():
+            if method not in BUS_RESETS or len(self.read_bus()) == 1:
+                return method
+        return None
 
     def _methods_by_config(self) -> list[str]:
         config = self.read_config()

@@ -97,6 +97,10 @@ class Reads:
             if len(self.log) == self.refused:
                 raise OSError(self.errnum, os.strerror(self.errnum), path)
 
+    def place_of(self, fd: int) -> str:
+        """Return the path of an open descriptor."""
+        return self._fds.get(fd, "")
+
     def _place(self, path: Any, dir_fd: int | None = None) -> str:
         if isinstance(path, int):
             return self._fds.get(path, "")
@@ -189,7 +193,7 @@ class _Raw(io.FileIO):
 
 
 class _Scanner:
-    """The C module of a scan, whose reads of configuration space are counted."""
+    """The C module of a scan, whose reads of configuration space and of groups are counted."""
 
     def __init__(self, reads: Reads, module: Any) -> None:
         self.reads = reads
@@ -207,6 +211,15 @@ class _Scanner:
             return -(err.errno or 0)
         count: int = self.module.lib.phd_read_at(root, path, *args)
         return count
+
+    def phd_known_groups(self, groups_fd: int, *args: Any) -> int:
+        """Count the lists of all groups as one read."""
+        try:
+            self.reads.seen("phd_known_groups", self.reads.place_of(groups_fd))
+        except OSError as err:
+            return -(err.errno or 0)
+        ret: int = self.module.lib.phd_known_groups(groups_fd, *args)
+        return ret
 
 
 def _site() -> Site:
