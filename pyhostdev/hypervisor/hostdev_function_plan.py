@@ -30,7 +30,7 @@ def function_plans(
     requests: Sequence[Request],
     members: Mapping[int, Sequence[GroupMember]],
     records: Records,
-    moving: Container[PCIDeviceAddress],
+    resets: Mapping[PCIDeviceAddress, str],
     vanishing: Mapping[PCIDeviceAddress, PCIDeviceAddress],
 ) -> list[FunctionPlan]:
     """
@@ -39,7 +39,7 @@ def function_plans(
     Args:
         members: of each touched group.
         records: the journal's records, by address.
-        moving: the devices whose driver changes when the guest starts.
+        resets: the devices whose driver changes when the guest starts, and how each is reset afterwards, as a phrase.
         vanishing: functions that vanish while another device is detached, with that device.
     """
     declared = {request.address: request for request in requests}
@@ -51,8 +51,8 @@ def function_plans(
             return FunctionPlan(member.name, group, member.driver, None, text, VANISHES)
         if request is None:
             return FunctionPlan(member.name, group, member.driver, None, _undeclared(member), STAYS)
-        text = _declared(request, member.driver, records, moving, declared)
-        return FunctionPlan(member.name, group, member.driver, request.role, text, _fate(request, moving))
+        text = _declared(request, member.driver, records, resets)
+        return FunctionPlan(member.name, group, member.driver, request.role, text, _fate(request, resets))
 
     found = [function_plan(member, group) for group, those in members.items() for member in those]
     named = {fate.name for fate in found}
@@ -84,16 +84,15 @@ def _declared(
     request: Request,
     driver: str | None,
     records: Records,
-    moving: Container[PCIDeviceAddress],
-    declared: Container[PCIDeviceAddress],
+    resets: Mapping[PCIDeviceAddress, str],
 ) -> str:
     guest = _destination(request)
     if request.dev is None:
         return f"{guest}: not on this host"
     before = driver_phrase(driver)
-    if request.address in moving:
-        reset = _reset_phrase(request, declared)
+    if request.address in resets:
         stub = f"{request.stub} ({request.why})" if request.why else request.stub
+        reset = resets[request.address]
         return f"{guest}: detached from {before} to {stub}; afterwards {reset} and given back to {before}"
     detached = records.get(request.address)
     why = "as it was detached before" if detached and detached.state == RECORDED_DETACHED else "as it was"
@@ -106,17 +105,20 @@ def _destination(request: Request) -> str:
     return "given to the guest" if request.role == ASSIGNED else "kept from the guest"
 
 
-def _reset_phrase(request: Request, declared: Container[PCIDeviceAddress]) -> str:
+def reset_phrase(method: str | None) -> str:
+    """Return the phrase about a device that the kernel resets alone."""
+    return f"reset ({method}, which reaches nothing else)"
+
+
+def bus_reset_phrase(dev: PCIDevice, declared: Container[PCIDeviceAddress]) -> str:
     """
-    Return the reset method of a device, and the other functions that it reaches.
+    Return the phrase about a device that the kernel cannot reset alone: whether its bus reset reaches other functions.
+
+    Raises:
+        SysfsError: the functions on its bus cannot be read.
 
     Source: vfio_pci_dev_set_try_reset (drivers/vfio/pci/vfio_pci_core.c), for a bus whose devices are all bound to vfio
     """
-    dev = request.dev
-    assert dev is not None
-    method = dev.usable_reset()
-    if method is not None:
-        return f"reset ({method}, which reaches nothing else)"
     if not _has_bus_reset(dev):
         return "not reset, as the kernel has no reset method for it"
     others = [address for address in dev.read_bus() if address not in declared]

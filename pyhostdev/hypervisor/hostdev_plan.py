@@ -7,7 +7,7 @@ Making a plan reads the host and writes nothing; a manager makes it again before
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError
@@ -118,6 +118,15 @@ class Request(NamedTuple):
             line=hostdev.line,
         )
 
+    @property
+    def moves(self) -> bool:
+        """
+        True if the guest's start changes the driver of the function.
+
+        Mirrors: virPCIDeviceBindToStub, which also moves a device from one VFIO driver to another (src/util/virpci.c)
+        """
+        return self.managed and self.dev is not None and self.dev.driver != self.stub
+
     def with_driver(self, driver: str) -> Request:
         """Return the request after its module was loaded, with the name of the registered driver."""
         return self._replace(stub=driver, module=None)
@@ -172,7 +181,7 @@ class Plan:
         requests: Sequence[Request],
         steps: Sequence[Step],
         findings: Sequence[Finding],
-        fates: Sequence[FunctionPlan],
+        fates: Callable[[], Sequence[FunctionPlan]],
         proposals: Sequence[ProposedHostdev] = (),
         accepted: Set[tuple[str, str]] = frozenset(),
         definition: DomainDef | None = None,
@@ -188,7 +197,8 @@ class Plan:
         self.requests = tuple(requests)
         self.steps = tuple(steps)
         self.findings = tuple(findings)
-        self.fates = tuple(fates)
+        self._make_fates = fates
+        self._fates: tuple[FunctionPlan, ...] | None = None
         self.proposals = tuple(proposals)
         self.accepted = frozenset(accepted)
         self.definition = definition
@@ -198,6 +208,13 @@ class Plan:
         self.guest_addresses = dict(guest_addresses or _written_guest_addresses(requests))
         self.nodes = dict(nodes or {})
         self.release = release
+
+    @property
+    def fates(self) -> tuple[FunctionPlan, ...]:
+        """The fate of each member of a touched group; the texts are made when they are first asked for."""
+        if self._fates is None:
+            self._fates = tuple(self._make_fates())
+        return self._fates
 
     @property
     def ok(self) -> bool:

@@ -5,7 +5,7 @@ Make a plan: each rule of row S4, of the policies and of libvirt's checks is one
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import ConfigError
@@ -21,7 +21,7 @@ from pyhostdev.hypervisor.hostdev_checks import (
     vanishing_functions,
     vf_network,
 )
-from pyhostdev.hypervisor.hostdev_function_plan import driver_phrase, function_plans
+from pyhostdev.hypervisor.hostdev_function_plan import bus_reset_phrase, driver_phrase, function_plans, reset_phrase
 from pyhostdev.hypervisor.hostdev_plan import (
     ASSIGNED,
     POLICIES,
@@ -48,6 +48,7 @@ from pyhostdev.util.pcidevices import (
     read_all_virtual_functions,
     read_entries,
     read_pci_devices,
+    read_pci_devices_with_groups,
     read_siblings,
 )
 from pyhostdev.util.pcidriver import VFIO_PCI
@@ -91,17 +92,21 @@ def build_plan(
     if policy not in POLICIES:
         raise ConfigError(f"Unknown policy '{policy}': expected one of {', '.join(POLICIES)}")
     drivers = VFIODrivers(host.root, variants=release.has("vfio-variants"))
-    requests = _requests(host, definition.host_functions(), drivers)
+    requests, groups = _requests(host, definition.host_functions(), drivers)
     taken = frozenset(definition.guest_pci_addresses() if occupied is None else occupied)
-    planner = _Planner(host, requests, owner, policy, records, taken, definition, drivers)
+    planner = _Planner(host, requests, groups, owner, policy, records, taken, definition, drivers)
     return planner.plan(consents(accept, host.root), release)
 
 
-def _requests(host: HostFacts, hostdevs: list[DomainHostdevDef], drivers: VFIODrivers) -> list[Request]:
-    """Return each hostdev with the host's function, all of which are read together."""
+def _requests(
+    host: HostFacts, hostdevs: list[DomainHostdevDef], drivers: VFIODrivers
+) -> tuple[list[Request], dict[int, list[virpci.GroupMember]]]:
+    """Return each hostdev with the host's function, and the IOMMU groups that only have such functions."""
     addresses = [hostdev.pci_address for hostdev in hostdevs]
-    found = read_pci_devices(host.root, addresses)
-    return [Request.of(hostdev, found.get(at), drivers) for hostdev, at in zip(hostdevs, addresses, strict=True)]
+    found, groups = read_pci_devices_with_groups(host.root, addresses)
+    return [
+        Request.of(hostdev, found.get(at), drivers) for hostdev, at in zip(hostdevs, addresses, strict=True)
+    ], groups
 
 
 class _Planner:
@@ -111,6 +116,7 @@ class _Planner:
         self,
         host: HostFacts,
         requests: list[Request],
+        groups: dict[int, list[virpci.GroupMember]],
         owner: str,
         policy: str,
         records: Mapping[PCIDeviceAddress, Record] | None,
@@ -129,18 +135,21 @@ class _Planner:
         self.definition = definition
         self.declared = {request.address: request for request in requests}
         self.present = [request for request in requests if request.dev is not None]
-        self.moving = [r for r in self.present if r.managed and not _is_already_there(r)]
+        self.moving = [request for request in self.present if request.moves]
+        self.moving_addresses = {request.address for request in self.moving}
         self.drivers = drivers
         # a VF has no VFs and no siblings, and the drivers that create functions bind to no VF
         self.endpoints = _without_vfs(self.present)
         self.moving_endpoints = _without_vfs(self.moving)
-        self.members = self._read_members()
+        self.members = self._read_members(groups)
         self.siblings = self._read_siblings()
         self.vfs = read_all_virtual_functions(self.endpoints)
         self.vanishing = self._read_vanishing()
         # the VFs that a PF's driver may remove when the PF is detached, each with its PF
         self.virtual = {vf: dev.address for dev in self.moving_endpoints for vf in self.vfs.get(dev.address, ())}
         self.leaving = self._read_leaving()
+        self.resets = {r.address: r.dev.usable_reset() for r in self.moving if r.dev is not None}
+        self.bus_resets = self._bus_resets()
 
     def plan(self, accepted: frozenset[tuple[str, str]], release: LibvirtRelease) -> Plan:
         """Return the plan."""
@@ -151,7 +160,7 @@ class _Planner:
             requests=self.requests,
             findings=findings,
             steps=self.steps(),
-            fates=self.fates(),
+            fates=self.fates,
             proposals=self.proposals(findings),
             accepted=accepted,
             definition=self.definition,
@@ -159,11 +168,16 @@ class _Planner:
             release=release,
         )
 
-    def _read_members(self) -> dict[int, list[virpci.GroupMember]]:
-        groups = {r.dev.iommu_group for r in self.present if r.dev is not None}
-        numbers = sorted(group for group in groups if group is not None)
+    def _read_members(self, whole: dict[int, list[virpci.GroupMember]]) -> dict[int, list[virpci.GroupMember]]:
+        """Return the members of each declared device's group; those of some groups are known."""
+        groups = {r.dev.iommu_group for r in self.present if r.dev is not None} - {None}
+        numbers: list[int] = sorted(groups)  # type: ignore[arg-type]  # without None
+        unread = [group for group in numbers if group not in whole]
+        if not unread:
+            return {group: whole[group] for group in numbers}
         known = {str(r.address): r.dev.as_group_member() for r in self.present if r.dev is not None}
-        return read_iommu_groups(self.host.root, numbers, known=known)
+        found = {**whole, **read_iommu_groups(self.host.root, unread, known=known)}
+        return {group: found[group] for group in numbers}
 
     def _read_siblings(self) -> dict[PCIDeviceAddress, list[virpci.PCIDevice]]:
         """Map function 0's address of each declared multifunction device to the device's functions."""
@@ -180,21 +194,23 @@ class _Planner:
         """Return the functions that may leave with a declared device, as they are now."""
         return read_pci_devices(self.host.root, (*self.vanishing, *self.virtual))
 
+    def _bus_resets(self) -> dict[PCIDeviceAddress, str]:
+        """Return how each moving device is reset that the kernel cannot reset alone, as a phrase."""
+        alone = [r.dev for r in self.moving if r.dev is not None and self.resets[r.address] is None]
+        return {dev.address: bus_reset_phrase(dev, self.declared) for dev in alone}
+
     def findings(self) -> list[Finding]:
         """Return all findings, those in the domain's order first, each fact once."""
-        found: list[Finding] = [*self.words]
-        for request in self.requests:
-            found += self._device_findings(request)
+        found: list[Finding] = [*self.words, *self._findings_of_devices()]
         found += self._two_uses()
         found += self._changed_identities()
         found += self._incomplete_devices()
         found += self._group_findings()
         found += self._missing_drivers()
-        moving = {request.address for request in self.moving}
         found += host_needs(self.host.root, [request.dev for request in self.moving if request.dev is not None])
         found += held_groups(self.host.root, self._first_by_group(), self.members)
         found += libvirt_owners(self.host.root, self._touched())
-        found += saved_overrides(self.host.root, self.present, moving)
+        found += saved_overrides(self.host.root, self.present, self.moving_addresses)
         found += self._empty_slots()
         found += split_groups(self.present, self.definition)
         found += vanishing_functions(self.vanishing, self.declared, self.records)
@@ -228,11 +244,32 @@ class _Planner:
     def _first_by_group(self) -> dict[int, PCIDeviceAddress]:
         """Return each touched group's number with the first declared or vanishing device in it."""
         found: dict[int, PCIDeviceAddress] = {}
-        leaving = (self.leaving.get(address) for address in (*self.vanishing, *self.virtual))
-        for dev in (*(request.dev for request in self.present), *leaving):
-            if dev is not None and dev.iommu_group is not None:
-                found.setdefault(dev.iommu_group, dev.address)
+        leaving = [self.leaving.get(address) for address in (*self.vanishing, *self.virtual)]
+        for dev in [*[request.dev for request in self.present], *leaving]:
+            group = None if dev is None else dev.iommu_group
+            if dev is not None and group is not None and group not in found:
+                found[group] = dev.address
         return found
+
+    def _findings_of_devices(self) -> Iterator[Finding]:
+        """Yield the findings on each device; those of one kind are alike, so one without a finding answers for all."""
+        quiet: set[object] = set()
+        for request in self.requests:
+            kind = self._kind(request)
+            if kind is None or kind not in quiet:
+                found = list(self._device_findings(request))
+                if not found:
+                    quiet.add(kind)
+                yield from found
+
+    def _kind(self, request: Request) -> object:
+        """Return all that ``_device_findings`` looks at, except for the address; None if that is more than this."""
+        dev = request.dev
+        if dev is None or not dev.is_virtual_function or request.address in self.records or request.network:
+            return None
+        is_in_flight = self.has_records and self.host.is_in_flight(request.address)
+        settings = (request.managed, request.written, request.stub, request.module, request.named, is_in_flight)
+        return settings, dev.kind, dev.iommu_group is None
 
     def _device_findings(self, request: Request) -> Iterable[Finding]:
         address, dev = request.address, request.dev
@@ -313,7 +350,8 @@ class _Planner:
     def _group_findings(self) -> Iterable[Finding]:
         for group, members in self.members.items():
             for member in members:
-                yield from self._member_findings(group, member)
+                if member.address not in self.declared or member.address in self.records:
+                    yield from self._member_findings(group, member)
 
     def _member_findings(self, group: int, member: virpci.GroupMember) -> Iterable[Finding]:
         owner = self._owner(member)
@@ -362,26 +400,26 @@ class _Planner:
 
     def steps(self) -> list[Step]:
         """Return the steps in their order; reset and reattach come after the guest's end."""
-        steps: list[Step] = []
-        loaded: set[str] = set()
-        for request in self.moving:
-            if request.module is not None and request.module not in loaded:
-                loaded.add(request.module)
-                steps.append(Step(request.address, request.role, "load-module", None, request.module))
-        moving = {request.address for request in self.moving}
+        steps, resets, reattachments = self._module_steps(), list[Step](), list[Step]()
         for request in self.present:
-            assert request.dev is not None
-            driver = request.dev.driver
-            if request.address in moving:
-                steps.append(Step(request.address, request.role, "detach", driver, request.stub))
-            else:
-                steps.append(Step(request.address, request.role, "keep", driver, driver))
-        return steps + self._give_back_steps(moving)
+            address, role, stub = request.address, request.role, request.stub
+            driver = None if request.dev is None else request.dev.driver
+            if address not in self.moving_addresses:
+                steps.append(Step(address, role, "keep", driver, driver))
+                continue
+            steps.append(Step(address, role, "detach", driver, stub))
+            if self.resets[address]:
+                resets.append(Step(address, role, "reset", stub, stub))
+            reattachments.append(Step(address, role, "reattach", stub, driver))
+        return steps + resets + reattachments
 
-    def _give_back_steps(self, moving: set[PCIDeviceAddress]) -> list[Step]:
-        back = [(r, r.dev) for r in self.present if r.dev is not None and r.address in moving]
-        resets = [Step(r.address, r.role, "reset", r.stub, r.stub) for r, dev in back if dev.usable_reset()]
-        return resets + [Step(r.address, r.role, "reattach", r.stub, dev.driver) for r, dev in back]
+    def _module_steps(self) -> list[Step]:
+        """Return a step for each module to load, at the first device that needs it."""
+        found: dict[str, Step] = {}
+        for request in self.moving:
+            if request.module is not None and request.module not in found:
+                found[request.module] = Step(request.address, request.role, "load-module", None, request.module)
+        return list(found.values())
 
     def proposals(self, findings: Iterable[Finding]) -> list[ProposedHostdev]:
         """Return the missing functions whose declaration would help: endpoints, managed like the others."""
@@ -398,19 +436,9 @@ class _Planner:
         ]
 
     def fates(self) -> list[FunctionPlan]:
-        """Return the fate of each member of a touched group, then of the devices without a group."""
-        moving = {request.address for request in self.moving}
-        return function_plans(self.requests, self.members, self.records, moving, self.vanishing)
-
-
-def _is_already_there(request: Request) -> bool:
-    """
-    Tell whether a device has the driver that it will have, so that the guest's start changes nothing.
-
-    Mirrors: virPCIDeviceBindToStub, which also moves a device from one VFIO driver to another (src/util/virpci.c)
-    """
-    assert request.dev is not None
-    return request.dev.driver == request.stub
+        """Return the fate of each member of a touched group, then of the devices without a group; reads nothing."""
+        resets = {at: self.bus_resets.get(at) or reset_phrase(method) for at, method in self.resets.items()}
+        return function_plans(self.requests, self.members, self.records, resets, self.vanishing)
 
 
 def _without_vfs(requests: Iterable[Request]) -> list[virpci.PCIDevice]:

@@ -67,7 +67,7 @@ class _Worker:
 
     def _refused(self, root: str, finding: Finding, lacking: int = 0) -> Answer:
         """Answer without a plan."""
-        requests: dict[str, Any] = {"requests": (), "steps": (), "fates": ()}
+        requests: dict[str, Any] = {"requests": (), "steps": (), "fates": tuple}
         owner = str(self.args.owner if self.definition is None else self.definition.name)
         return self._answer_of(
             root, Plan(owner=owner, policy=self.args.policy, findings=[finding], **requests), None, lacking

@@ -46,7 +46,7 @@ _PID = r"[0-9]{1,10}"
 
 # A node's name below dev/vfio, the function that it is of (None: the whole group), and the group
 _Node = tuple[str, "PCIDeviceAddress | None", int]
-# Of each group: the names of its members, and whether a member may be bound to a VFIO driver
+# Of each group that may have a node: the names of its members, and whether a member may be bound to a VFIO driver
 Members = Mapping[int, Sequence[tuple[str, bool]]]
 
 
@@ -100,7 +100,7 @@ class _Signs:
         self.paths: dict[str, tuple[int, int]] = {}  # path of a node to its group and inode, elsewhere
         self.functions: dict[str, int] = {}
         asked = list(groups)
-        nodes: list[_Node] = [(str(group), None, group) for group in asked if self._may_have_node(group)]
+        nodes: list[_Node] = [(str(group), None, group) for group in asked]
         nodes += self._functions_nodes(asked)
         if self.root.is_live:
             self._add_live(nodes)
@@ -111,13 +111,8 @@ class _Signs:
         """False if none of the groups has a node that could be open."""
         return bool(self.numbers or self.paths)
 
-    def _may_have_node(self, group: int) -> bool:
-        """Tell whether a group can have a node: it has one while a member is bound to a VFIO driver."""
-        members = self.known.get(group)
-        return members is None or any(may_have_node for _, may_have_node in members)
-
-    def _functions_nodes(self, groups: Sequence[int]) -> Iterator[_Node]:
-        """Note the functions of the groups, and yield the nodes of those that may have one."""
+    def _functions_nodes(self, groups: Sequence[int]) -> list[_Node]:
+        """Note the functions of the groups, and return the nodes of those that may have one."""
         unread = [group for group in groups if group not in self.known]
         listed = list_all_names(self.root, [self.root.iommu_group_devices(group) for group in unread], MEMBERS_MAX)
         members = {group: [(name, True) for name in names] for group, names in zip(unread, listed, strict=True)}
@@ -129,9 +124,11 @@ class _Signs:
                 if has_nodes and may_have_node and member.count(":") == 2:
                     owners.append((PCIDeviceAddress.parse(member), group))
         names_of = read_all_device_node_names(self.root, [address for address, _ in owners])
-        for (address, group), names in zip(owners, names_of, strict=True):
-            for name in names:
-                yield f"devices/{name}", address, group
+        return [
+            (f"devices/{name}", address, group)
+            for (address, group), names in zip(owners, names_of, strict=True)
+            for name in names
+        ]
 
     def _add_shown(self, nodes: Sequence[_Node]) -> None:
         """Learn the nodes below a root other than /: by their paths."""
@@ -202,7 +199,8 @@ def read_group_holders(
     Groups without holders are left out, and so are processes that this user may not examine.
 
     Args:
-        known: groups whose members were read before: the name of each, and whether it may be bound to a VFIO driver.
+        known: groups whose members were read before: the name of each, and whether it may be bound to a VFIO driver,
+            which at least one of a group's members must be.
 
     Raises:
         SysfsError: /proc or a group cannot be read.

@@ -16,6 +16,7 @@ from pyhostdev.util import confined
 
 Domain = Callable[..., DomainDef]
 _VFS = ("0000:03:10.0", "0000:03:10.2")
+_DISK = "0000:02:00.0"
 
 
 @pytest.fixture
@@ -33,12 +34,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_plan_asks_each_thing_once(fakehost: Callable[[str], FakeHost], domain: Domain, asked: list[str]) -> None:
-    """Nothing about two virtual functions is asked twice, and neither is asked whether it shows the console."""
+    """Nothing is asked twice, and no virtual function is asked whether it shows the console."""
     fake = fakehost("sriov")
-    assert Host(fake.root).plan(domain("vm1", *_VFS)).ok
-    assert asked
+    Host(fake.root).plan(domain("vm1", *_VFS, _DISK))
     assert sorted(set(asked)) == sorted(asked)
-    assert [] == [path for path in asked if path.endswith("boot_vga")]
+    assert [f"{_DISK}/boot_vga"] == [path[-21:] for path in asked if path.endswith("boot_vga")]
 
 
 def test_plan_looks_for_nodes_of_bound_functions_only(
