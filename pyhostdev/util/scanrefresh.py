@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
+from itertools import compress
 
 from pyhostdev.util import pciscan
 from pyhostdev.util.hostroot import HostRoot
@@ -88,14 +89,18 @@ def _ungrouped(snapshot: Snapshot) -> frozenset[int]:
     return frozenset(key for key, have in pairs if not have & HAVE_IOMMU_GROUP)
 
 
-def _missing(entries: bytes, other: bytes) -> frozenset[int]:
-    """Return the keys of the entries that are not among the others; inode numbers are never reused."""
-    inodes = memoryview(entries).cast("Q")[1::2].tolist()
-    missing = set(inodes).difference(memoryview(other).cast("Q")[1::2].tolist())
-    if not missing:
+def _changes(before: bytes, after: bytes) -> tuple[frozenset[int], frozenset[int]]:
+    """Return the keys of the entries that came, and of those that went; inode numbers are never reused."""
+    old, new = (set(memoryview(entries).cast("Q")[1::2].tolist()) for entries in (before, after))
+    return _keys_of(after, new - old), _keys_of(before, old - new)
+
+
+def _keys_of(entries: bytes, inodes: set[int]) -> frozenset[int]:
+    """Return the keys of the entries with some inode numbers."""
+    if not inodes:
         return _NO_KEYS
-    keys = memoryview(entries).cast("Q")[::2].tolist()
-    return frozenset(key for key, inode in zip(keys, inodes, strict=True) if inode in missing)
+    numbers = memoryview(entries).cast("Q")
+    return frozenset(compress(numbers[::2].tolist(), map(inodes.__contains__, numbers[1::2].tolist())))
 
 
 class _Refresh:
@@ -154,7 +159,7 @@ class _Refresh:
         """Return the keys of the added functions and of the removed functions; a replaced function is in both."""
         if entries == self.proof.entries:
             return _NO_KEYS, _NO_KEYS
-        return _missing(entries, self.proof.entries), _missing(self.proof.entries, entries)
+        return _changes(self.proof.entries, entries)
 
     def _without_group(self, groups: bytes) -> frozenset[int] | None:
         """Return the functions that had no group and may have one now; None if no group exists."""
@@ -166,7 +171,7 @@ class _Refresh:
         """Return the functions whose group was removed, even if its number is in use again."""
         if groups == self.proof.groups:
             return _NO_KEYS
-        stale = _missing(self.proof.groups, groups)
+        stale = _changes(self.proof.groups, groups)[1]
         if not stale:
             return _NO_KEYS
         columns = (self.old.column(name) for name in ("key", "iommu_group", "have"))
