@@ -165,6 +165,8 @@ struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
 {
 	size_t low = scan->last_found, high = low, reach = 1;
 
+	if (low + 1 < scan->count && scan->records[low + 1].key == key)
+		return &scan->records[scan->last_found = low + 1]; /* as nearly always */
 	if (low < scan->count && scan->records[low].key < key)
 		for (; high < scan->count && scan->records[high].key < key; reach *= 2)
 			high = high + reach < scan->count ? high + reach : scan->count;
