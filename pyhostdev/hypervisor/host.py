@@ -15,7 +15,6 @@ from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.statedir import StateDir
 from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.virfile import is_directory, read_lines, read_status
 
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from pyhostdev.util import virpci
     from pyhostdev.util.hostscan import Scan
     from pyhostdev.util.journal import Record
+    from pyhostdev.util.statedir import StateDir
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 
@@ -80,6 +80,8 @@ class Host:
 
     def state(self) -> StateDir:
         """Return the directory of this host's records; it is not created."""
+        from pyhostdev.util.statedir import StateDir  # a scan needs no records
+
         return StateDir(self.state_dir, below=self._state_below)
 
     def scan(self, *, since: Scan | None = None) -> Scan:

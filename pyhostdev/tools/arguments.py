@@ -10,7 +10,6 @@ import sys
 from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.selector import FORMS, Selector
 from pyhostdev.util.typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.util.ownership import Ownership
     from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.selector import Selector
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 Value = TypeVar("Value")
@@ -120,6 +120,8 @@ def add_file(parser: argparse.ArgumentParser) -> None:
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     """ADDRESS of a host function, or another name of it."""
+    from pyhostdev.util.selector import FORMS, Selector
+
     parser.add_argument("address", type=checked(Selector.parse), metavar="ADDRESS", help=f"e.g. {FORMS}")
 
 

@@ -4,21 +4,29 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 from pyhostdev.tools import arguments, filters, output, releases, streams
-from pyhostdev.util.hostscan import Scan
+from pyhostdev.util import scanrefresh
 from pyhostdev.util.pciregs import CLASS_BRIDGE_PCI
+from pyhostdev.util.scancolumns import ScanColumns
 from pyhostdev.util.typed import TYPE_CHECKING, TypeVar
 from pyhostdev.util.vfiodriver import DriverChoice, VFIODrivers
 
 if TYPE_CHECKING:
     from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.hostscan import Scan
+    from pyhostdev.util.pcisnapshot import ScanRecord
 
-K = TypeVar("K")
+Text = TypeVar("Text")
+Value = TypeVar("Value")
 
 COLUMNS = ("ADDRESS", "ID", "CLASS", "GROUP", "DRIVER", "MULTIFUNCTION", "PF", "VFIO")
 _YES_NO = {True: "yes", False: "no", None: "unknown"}
+_LINES = 256  # of JSON that are made and written at once
+_JSON_WORDS = {None: "null", True: "true", False: "false"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,19 +57,59 @@ def _columns(text: str) -> tuple[str, ...]:
     return arguments.checked(parse_columns)(text)
 
 
+class _Facts:
+    """The printed facts of all functions, as columns."""
+
+    def __init__(self, args: argparse.Namespace, host: Host) -> None:
+        self.root = host.root
+        self.drivers = VFIODrivers(host.root, variants=releases.release_of(args, host).has("vfio-variants"))
+        self._snapshot = scanrefresh.scan(host.root)
+        self._scan: Scan | None = None
+        self.columns = ScanColumns(self._snapshot)
+        self._vendors = self.drivers.vendors_with_variants()
+        self.multifunction: Sequence[bool | None] = self._verified() if args.verify else self.columns.shares_slot
+
+    @property
+    def scan(self) -> Scan:
+        """The functions as objects, which few calls need."""
+        if self._scan is None:
+            from pyhostdev.util.hostscan import Scan
+
+            self._scan = Scan(self.root, self._snapshot)
+        return self._scan
+
+    def _verified(self) -> list[bool | None]:
+        """Ask the devices whether functions belong to a device with several."""
+        return [self.scan.is_multifunction(dev) for dev in self.scan]
+
+    def kinds(self, text: Callable[[ScanRecord, DriverChoice | None], Text]) -> list[Text]:
+        """Return a column of what only depends on a function's kind, made once for each kind."""
+        alike = self._snapshot.first_alike()
+        texts = {at: text(self._snapshot[at], self._choice(at)) for at in set(alike)}
+        return list(map(texts.__getitem__, alike))
+
+    def _choice(self, at: int) -> DriverChoice | None:
+        """Return the VFIO driver for a function, None for a bridge; only vendors with a variant are examined."""
+        record = self._snapshot[at]
+        if record.class_ is not None and record.class_ >> 8 == CLASS_BRIDGE_PCI:
+            return None
+        if None in self._vendors or record.vendor in self._vendors:
+            return self.drivers.choose(self.scan[at])
+        return self.drivers.common()
+
+
 def _run_selected(args: argparse.Namespace, host: Host) -> int:
     """Print the functions that pass the filters, with the chosen columns."""
     from pyhostdev.tools import list_selected
 
-    drivers = _drivers(args, host)
-    scan = host.scan()
-    multifunction = _multifunction(scan, verify=args.verify)
-    listing = list_selected.Listing(host, scan, drivers, multifunction.__getitem__)
+    facts = _Facts(args, host)
+    listing = list_selected.Listing(host, facts.scan, facts.drivers, facts.multifunction.__getitem__)
     positions = listing.selected(args)
     columns = args.columns or (list_selected.NAMES if args.names else list_selected.DEFAULT)
     if args.json:
-        lines = list(_json_lines(scan, drivers, multifunction))
-        _write_json([_with_more(lines[at], listing.more_json(at, columns)) for at in positions])
+        lines = [line for part in _json_lines(facts) for line in part]
+        more = [_with_more(lines[at], listing.more_json(at, columns)) for at in positions]
+        _write_json([more] if more else [])
         return 0
     output.print_table([name.upper() for name in columns], listing.rows(positions, columns))
     return 0
@@ -72,116 +120,90 @@ def run(args: argparse.Namespace) -> int:
     host = arguments.host_of(args)
     if filters.has_filters(args) or args.names or args.columns is not None:
         return _run_selected(args, host)
-    drivers = _drivers(args, host)
-    scan = host.scan()
-    multifunction = _multifunction(scan, verify=args.verify)
     if args.json:
-        _write_json(_json_lines(scan, drivers, multifunction))
+        _write_json(_json_lines(_Facts(args, host)))
     else:
-        output.print_rows(COLUMNS, list(_rows(scan, drivers, multifunction)))
+        output.print_rows(COLUMNS, list(_rows(_Facts(args, host))))
     return 0
 
 
-def _write_json(lines: Iterable[str]) -> None:
-    text = ",\n".join(lines)
-    streams.write(f"[\n{text}\n]\n" if text else "[]\n")
+def _write_json(parts: Iterable[list[str]]) -> None:
+    """Print an array from its lines, a part at a time: megabytes of text would be copied several times."""
+    before = "[\n"
+    with streams.writing():
+        for lines in parts:
+            sys.stdout.write(before + ",\n".join(lines))
+            before = ",\n"
+        sys.stdout.write("[]\n" if before == "[\n" else "\n]\n")
 
 
 def _with_more(line: str, facts: dict[str, object]) -> str:
     """Return a function's line of JSON with more keys."""
-    return f"{line[:-1]}, {_json(facts)[1:]}" if facts else line
+    import json
+
+    return f"{line[:-1]}, {json.dumps(facts)[1:]}" if facts else line
 
 
-def _drivers(args: argparse.Namespace, host: Host) -> VFIODrivers:
-    return VFIODrivers(host.root, variants=releases.release_of(args, host).has("vfio-variants"))
-
-
-def _multifunction(scan: Scan, *, verify: bool) -> Sequence[bool | None]:
-    """Return whether functions belong to a device with several; asked of the devices only to verify it."""
-    return [scan.is_multifunction(dev) for dev in scan] if verify else scan.columns().shares_slot
-
-
-def _texts(values: list[K], text: Callable[[K], str]) -> Iterator[str]:
+def _texts(values: Sequence[Value], text: Callable[[Value], str]) -> Iterator[str]:
     """Return a column as texts, each made once: thousands of functions have few different values."""
     texts = {value: text(value) for value in set(values)}
     return map(texts.__getitem__, values)
 
 
-def _json_lines(scan: Scan, drivers: VFIODrivers, multifunction: Sequence[bool | None]) -> Iterator[str]:
-    """Return one line of JSON a function, as ``json.dumps`` would write it."""
-    columns = scan.columns()
-    identities = list(zip(columns.vendor, columns.device, columns.class_, strict=True))
-    return map(
-        '  {"address": "%s", %s, "driver": %s, "iommu_group": %s, "multifunction": %s, "physfn": %s, %s}'.__mod__,
-        zip(
-            columns.address,
-            _texts(identities, _json_identity),
-            _texts(columns.driver, _json),
-            ["null" if group is None else group for group in columns.iommu_group],  # nearly each VF has its own
-            _texts(list(multifunction), _json),
-            _texts(columns.physfn, _json),
-            _texts(_choices(scan, drivers), _json_choice),
-            strict=True,
-        ),
-    )
+def _json_lines(facts: _Facts) -> Iterator[list[str]]:
+    """Yield one line of JSON a function, as ``json.dumps`` would write it, some at once."""
+    columns = facts.columns
+    groups, physfns, several = columns.iommu_group, _texts(columns.physfn, _json), _texts(facts.multifunction, _json)
+    rows = zip(columns.address, facts.kinds(_json_kind), groups, several, physfns, strict=True)
+    while lines := [
+        f'  {{"address": "{address}", {device}, "iommu_group": {"null" if group is None else group}, '
+        f'"multifunction": {multifunction}, "physfn": {physfn}, {driver}}}'
+        for address, (device, driver), group, multifunction, physfn in islice(rows, _LINES)
+    ]:
+        yield lines
 
 
-def _json(value: object) -> str:
-    import json  # a table needs none
+def _json_kind(record: ScanRecord, choice: DriverChoice | None) -> tuple[str, str]:
+    """Return the keys before the group and those after the PF."""
+    before = {
+        "vendor_id": output.hexadecimal(record.vendor),
+        "device_id": output.hexadecimal(record.device),
+        "class": output.hexadecimal(record.class_, 6),
+        "driver": record.driver,
+    }
+    driver, why = (None, None) if choice is None else (choice.driver, choice.why or None)
+    return _json_keys(before), _json_keys({"vfio_driver": driver, "vfio_driver_why": why})
+
+
+def _json_keys(known: dict[str, str | None]) -> str:
+    return ", ".join([f'"{key}": {_json(value)}' for key, value in known.items()])
+
+
+def _json(value: str | bool | None) -> str:
+    """Return a value as JSON; nearly all are plain words, for which the library need not be loaded."""
+    if not isinstance(value, str):
+        return _JSON_WORDS[value]
+    if value.isascii() and value.isprintable() and not {'"', "\\"} & set(value):
+        return f'"{value}"'
+    import json
 
     return json.dumps(value)
 
 
-def _json_identity(identity: tuple[int | None, int | None, int | None]) -> str:
-    vendor, device, class_ = identity
-    known = {
-        "vendor_id": output.hexadecimal(vendor),
-        "device_id": output.hexadecimal(device),
-        "class": output.hexadecimal(class_, 6),
-    }
-    return _json(known)[1:-1]
+def _rows(facts: _Facts) -> Iterator[tuple[str, ...]]:
+    columns = facts.columns
+    groups, physfns = _texts(columns.iommu_group, _cell), _texts(columns.physfn, _cell)
+    several = map(_YES_NO.__getitem__, facts.multifunction)
+    rows = zip(columns.address, facts.kinds(_cells), groups, several, physfns, strict=True)
+    for address, (id_, class_, driver, vfio), group, multifunction, physfn in rows:
+        yield address, id_, class_, group, driver, multifunction, physfn, vfio
 
 
-def _json_choice(choice: DriverChoice | None) -> str:
-    driver, why = (None, None) if choice is None else (choice.driver, choice.why or None)
-    return _json({"vfio_driver": driver, "vfio_driver_why": why})[1:-1]
-
-
-def _rows(scan: Scan, drivers: VFIODrivers, multifunction: Sequence[bool | None]) -> Iterator[tuple[str, ...]]:
-    columns = scan.columns()
-    return zip(
-        columns.address,
-        _texts(list(zip(columns.vendor, columns.device, strict=True)), _identity_cell),
-        _texts(columns.class_, lambda class_: "-" if class_ is None else f"{class_:06x}"),
-        _texts(columns.iommu_group, _cell),
-        _texts(columns.driver, _cell),
-        _texts(list(multifunction), _YES_NO.__getitem__),
-        _texts(columns.physfn, _cell),
-        _texts([choice and choice.driver for choice in _choices(scan, drivers)], _cell),
-        strict=True,
-    )
-
-
-def _choices(scan: Scan, drivers: VFIODrivers) -> list[DriverChoice | None]:
-    """
-    Return the VFIO driver for each function, None for a bridge; only functions of vendors with a variant are examined.
-    """
-    columns = scan.columns()
-    common = drivers.common()
-    vendors = drivers.vendors_with_variants()
-    every = None in vendors
-    return [
-        None
-        if class_ is not None and class_ >> 8 == CLASS_BRIDGE_PCI
-        else drivers.choose(scan[at])
-        if every or vendor in vendors
-        else common
-        for at, (vendor, class_) in enumerate(zip(columns.vendor, columns.class_, strict=True))
-    ]
-
-
-def _identity_cell(identity: tuple[int | None, int | None]) -> str:
-    return ":".join("?" if number is None else f"{number:04x}" for number in identity)
+def _cells(record: ScanRecord, choice: DriverChoice | None) -> tuple[str, str, str, str]:
+    """Return the cells that depend on a function's kind: ID, CLASS, DRIVER and VFIO."""
+    ids = ":".join("?" if number is None else f"{number:04x}" for number in (record.vendor, record.device))
+    class_ = None if record.class_ is None else f"{record.class_:06x}"
+    return ids, _cell(class_), _cell(record.driver), _cell(choice and choice.driver)
 
 
 def _cell(value: object | None) -> str:

@@ -14,7 +14,6 @@ import errno
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from pyhostdev.errors import InternalError
 from pyhostdev.util import _pciscan as _c  # type: ignore[attr-defined]
@@ -140,13 +139,17 @@ def _texts(facts: list[Fact], texts: Any) -> Iterator[bytes]:
         at += size
 
 
-@contextmanager
-def opened(fd: int) -> Iterator[int]:
+class opened:  # noqa: N801 - read as a verb; loading contextlib costs more than the rest of this module
     """Close a descriptor at the end of the block."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def _arguments(root: HostRoot, path: str) -> tuple[bytes, bytes]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from array import array
 from collections.abc import Iterable, Sequence
 from itertools import compress
 
@@ -170,8 +169,8 @@ class FunctionReader:
         Raises:
             SysfsError: as ``scan``.
         """
-        keys = array("Q", sorted({key_of(address) for address in addresses}))
-        return self._scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
+        keys = _c.ffi.new("uint64_t[]", sorted({key_of(address) for address in addresses}))
+        return self._scanner.fill(keys, len(keys))
 
     def read_more(self, addresses: Iterable[PCIDeviceAddress]) -> tuple[Snapshot, list[More]]:
         """
@@ -180,11 +179,11 @@ class FunctionReader:
         Raises:
             SysfsError: as ``scan``.
         """
-        keys = array("Q", sorted({key_of(address) for address in addresses}))
+        keys = _c.ffi.new("uint64_t[]", sorted({key_of(address) for address in addresses}))
         packed = bytearray(_MORE.size * len(keys))
         self._scanner.buffers.more = view = _c.ffi.from_buffer("struct phd_more[]", packed)
         try:
-            snapshot = self._scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys))
+            snapshot = self._scanner.fill(keys, len(keys))
         finally:
             self._scanner.buffers.more = _c.ffi.NULL
             _c.ffi.release(view)
@@ -325,7 +324,7 @@ class _Scanner:
                 groups_fd,
                 _c.ffi.from_buffer("struct phd_record[]", records),
                 len(snapshot),
-                _c.ffi.from_buffer("uint32_t[]", array("I", groups)),
+                _c.ffi.new("uint32_t[]", list(groups)),
                 len(groups),
                 self.buffers,
                 _c.ffi.from_buffer("uint8_t[]", known),
@@ -355,7 +354,7 @@ class _Scanner:
         count = _c.ffi.new("size_t *")
         capacity = _CAPACITY
         while True:
-            keys = _c.ffi.from_buffer("uint64_t[]", bytearray(16 * capacity))
+            keys = confined.uncleared("uint64_t[]", 2 * capacity)
             ret = _c.lib.phd_list(self.bus_fd, keys, capacity, self.buffers, count, self.error)
             if count[0] <= capacity:
                 break

@@ -9,7 +9,7 @@ import os
 import struct
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import compress
+from itertools import compress, count
 
 from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of, key_of
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RECORD = struct.Struct("=QQIIIHHHHHH")
 KIND = struct.Struct("=16xI8xHH4xHxx")  # of a record: class, vendor, device, and which of them are known
 _KEY = struct.Struct("=Q")
+_ALIKE = struct.Struct("=16xI4x14s2x")  # of a record: its class; driver, ids, and which facts are known
 _COLUMNS: dict[str, tuple[Literal["Q", "I", "H"], slice]] = {  # item size, and position in a record
     "key": ("Q", slice(0, None, 5)),
     "physfn": ("Q", slice(1, None, 5)),
@@ -146,7 +147,7 @@ class Snapshot(Sequence[ScanRecord]):
     def physfn_texts(self) -> dict[int, str]:
         """The key of each PF that has VFs, to its address as text."""
         if self._physfns is None:
-            keys = set(self.column("physfn"))
+            keys = set(self.column("physfn").tolist())
             self._physfns = {key: str(address_of(key)) for key in keys}
         return self._physfns
 
@@ -166,6 +167,15 @@ class Snapshot(Sequence[ScanRecord]):
         if self._addresses is None:
             self._addresses = self._text.decode("ascii").split("\n")[:-1]
         return self._addresses
+
+    def first_alike(self) -> list[int]:
+        """
+        Return for each function the index of the first one with the same identity, driver and kinds of known facts.
+
+        A host with thousands of functions has few kinds of them.
+        """
+        first: dict[tuple[object, ...], int] = {}
+        return list(map(first.setdefault, _ALIKE.iter_unpack(self._packed), count()))
 
     @property
     def groups(self) -> Mapping[int, tuple[int, ...]]:

@@ -6,6 +6,9 @@ The facts of a scan as columns: a reader of one fact of all functions creates no
 from __future__ import annotations
 
 from collections import Counter
+from functools import reduce
+from itertools import compress
+from operator import and_
 
 from pyhostdev.util import pciscan
 
@@ -20,10 +23,12 @@ class ScanColumns:
     programs that only count or compare them.
     """
 
-    __slots__ = ("_snapshot",)
+    __slots__ = ("_have", "_snapshot", "_sure")
 
     def __init__(self, snapshot: pciscan.Snapshot) -> None:
         self._snapshot = snapshot
+        self._have = snapshot.column("have").tolist()
+        self._sure = reduce(and_, set(self._have), -1)  # the bits that all functions have
 
     def __len__(self) -> int:
         return len(self._snapshot)
@@ -77,7 +82,8 @@ class ScanColumns:
     def physfn(self) -> list[str | None]:
         """Addresses of the PFs that VFs belong to."""
         texts = self._snapshot.physfn_texts
-        return [None if key is None else texts[key] for key in self._known("physfn", pciscan.HAVE_PHYSFN)]
+        pairs = zip(self.packed("physfn").tolist(), self._have, strict=True)
+        return [texts[key] if have & pciscan.HAVE_PHYSFN else None for key, have in pairs]
 
     @property
     def shares_slot(self) -> list[bool]:
@@ -89,12 +95,17 @@ class ScanColumns:
 
         Source: pci_scan_slot (drivers/pci/probe.c)
         """
-        pairs = zip(self.packed("key").tolist(), self.packed("have").tolist(), strict=True)
-        slots = [None if have & pciscan.HAVE_PHYSFN else key >> _SLOT_SHIFT for key, have in pairs]
-        counts = Counter(slots)
-        return [slot is not None and counts[slot] > 1 for slot in slots]
+        is_own = [not have & pciscan.HAVE_PHYSFN for have in self._have]
+        own = list(compress(enumerate(self.packed("key").tolist()), is_own))
+        counts = Counter([key >> _SLOT_SHIFT for _, key in own])
+        shared = [False] * len(self)
+        for at, key in own:
+            shared[at] = counts[key >> _SLOT_SHIFT] > 1
+        return shared
 
     def _known(self, name: str, bit: int) -> list[int | None]:
         """Return a field as a list, with None where its bit of ``have`` is not set."""
-        pairs = zip(self.packed(name).tolist(), self.packed("have").tolist(), strict=True)
-        return [value if have & bit else None for value, have in pairs]
+        values = self.packed(name).tolist()
+        if self._sure & bit:
+            return values  # type: ignore[return-value]  # nobody else has this list
+        return [value if have & bit else None for value, have in zip(values, self._have, strict=True)]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 import stat
 import time
-from contextlib import suppress
 
 from pyhostdev.util import confined
 from pyhostdev.util.hostroot import HostRoot
@@ -131,12 +130,14 @@ def _driver_marks(fd: int, before: Marks | None, drivers: os.stat_result) -> dic
     names = os.listdir(fd) if must_list else list(known)
     each = {}
     for name in names:
-        with suppress(FileNotFoundError, NotADirectoryError):  # unloaded in the meantime, or not a driver
+        try:
             status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             mark = known.get(name)
             if mark is None or mark[0] != status.st_ino:
                 with confined.opened(os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)) as own:
                     status = _watched(own)
-            if stat.S_ISDIR(status.st_mode):
-                each[name] = status
+        except (FileNotFoundError, NotADirectoryError):  # unloaded in the meantime, or not a driver
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            each[name] = status
     return each

@@ -15,12 +15,14 @@ import os
 import re
 
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, OperationError
-from pyhostdev.util.finding import ERROR, Finding
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.pcidriver import VFIO_PCI
-from pyhostdev.util.typed import NamedTuple
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 from pyhostdev.util.virfile import bounds_of, is_directory, list_names, read_attribute, read_bytes, read_link_name
-from pyhostdev.util.virpci import PCIDevice
+
+if TYPE_CHECKING:
+    from pyhostdev.util.finding import Finding
+    from pyhostdev.util.virpci import PCIDevice
 
 GENERIC_NAMES = (None, "vfio")  # no driver was named; libvirt's name of the backend counts as none
 VFIO_PCI_MODULE = "vfio_pci"
@@ -259,6 +261,8 @@ class VFIODrivers:
             text = f"The driver '{choice.driver}' named for device {dev.address} is not a VFIO driver"
         else:
             return None
+        from pyhostdev.util.finding import ERROR, Finding  # a list of devices has no findings
+
         return Finding("driver-mismatch", ERROR, dev.address, text)
 
     def _serves_host(self, module: str) -> bool:

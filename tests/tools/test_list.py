@@ -133,3 +133,26 @@ def test_list_opens_no_configuration_space(
     calls = trace.read_text()
     assert "modalias" in calls or "/vendor" in calls
     assert opens == bool(re.search(r"/(config|ari_enabled)\"", calls))
+
+
+@pytest.mark.parametrize("name", ['a"b', "a\\b", "a\nb", "é", "a b"])
+def test_a_driver_of_any_name(tmp_path: Path, capsys: Capture, name: str) -> None:
+    """The name of a driver is a JSON string, whatever its characters."""
+    device = tmp_path / "sys/bus/pci/devices/0000:00:00.0"
+    device.mkdir(parents=True)
+    (tmp_path / "sys/bus/pci/drivers" / name).mkdir(parents=True)
+    (device / "driver").symlink_to(f"../../drivers/{name}")
+    text = listed(capsys, HostRoot(tmp_path), "--json")
+    assert f'"driver": {json.dumps(name)}, ' in text
+    assert name == json.loads(text)[0]["driver"]
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_a_plain_list_loads_little(fakehost: Callable[[str], FakeHost], words: list[str]) -> None:
+    """Neither form loads the classes of devices and records, the library for JSON, or that for languages."""
+    dear = {"json", "locale", "pyhostdev.util.virpci", "pyhostdev.util.statedir", "pyhostdev.util.selector"}
+    command = ["list", "--root", fakehost("bcm5719").root.path, *words]
+    code = f"from pyhostdev.tools.main import main; before = set(sys.modules); main({command!r})"
+    program = f"import sys; {code}; print(*sorted({dear!r} & set(sys.modules) - before), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "" == done.stderr.strip()
