@@ -10,7 +10,6 @@ import sys
 from pyhostdev.errors import ConfigError, raise_all
 from pyhostdev.hypervisor.host import Host
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.selector import FORMS, Selector
 from pyhostdev.util.typed import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from pyhostdev.hypervisor.virhostdev import HostdevManager
     from pyhostdev.util.ownership import Ownership
     from pyhostdev.util.pciaddress import PCIDeviceAddress
+    from pyhostdev.util.selector import Selector
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
 Value = TypeVar("Value")
@@ -55,6 +55,18 @@ def seconds(text: str) -> float:
     if not 0 <= number <= TIMEOUT_MAX_S:
         raise ConfigError(f"Invalid timeout {text!a}: expected a number of seconds from 0 to {TIMEOUT_MAX_S}")
     return number
+
+
+def parse_selector(text: str) -> Selector:
+    """
+    Return a selector.
+
+    Raises:
+        ConfigError: as ``Selector.parse``.
+    """
+    from pyhostdev.util.selector import Selector  # a verb may be called with a file
+
+    return Selector.parse(text)
 
 
 def _consent(text: str) -> str:
@@ -120,7 +132,9 @@ def add_file(parser: argparse.ArgumentParser) -> None:
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     """ADDRESS of a host function, or another name of it."""
-    parser.add_argument("address", type=checked(Selector.parse), metavar="ADDRESS", help=f"e.g. {FORMS}")
+    from pyhostdev.util.selector import FORMS
+
+    parser.add_argument("address", type=checked(parse_selector), metavar="ADDRESS", help=f"e.g. {FORMS}")
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:
