@@ -11,7 +11,6 @@ import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.device_conf import WORD_NUMBERS, PCIGuestAddress, SpaprVIOAddress
-from pyhostdev.conf.disk_validate import disk_errors
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.conf.hostdev_conf import SCSIHostSource
 from pyhostdev.conf.peripheral_validate import memory_errors, rng_errors, tpm_errors
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.chr_conf import ChrSource, ChrSourceElement, DomainChrDef, DomainRedirdevDef, DomainSmartcardDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
     from pyhostdev.conf.device_conf import DeviceInfo
+    from pyhostdev.conf.disk_conf import DomainDiskDef
     from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.fs_conf import DomainFSDef
     from pyhostdev.conf.graphics_conf import DomainGraphicsDef
@@ -339,6 +339,12 @@ def _graphics_errors(dom: DomainFields, device: DomainGraphicsDef) -> Errors:
         yield XMLError("D-Bus graphics cannot have both an address and p2p", line=device.line)
 
 
+def _disk_errors(dom: DomainFields, device: DomainDiskDef) -> Errors:
+    from pyhostdev.conf.disk_validate import disk_errors  # many domains with host devices have no disk
+
+    yield from disk_errors(dom, device)
+
+
 def _rng_errors(dom: DomainFields, device: DomainRNGDef) -> Errors:
     yield from rng_errors(dom, device)
     if device.backend is not None and device.backend.model == "egd":
@@ -349,7 +355,7 @@ _RULES: dict[str, Callable[..., Errors]] = {
     "controller": _controller_errors,
     "hostdev": _hostdev_errors,
     "interface": _net_errors,
-    "disk": disk_errors,
+    "disk": _disk_errors,
     "serial": _chr_errors,
     "parallel": _chr_errors,
     "channel": _chr_errors,

@@ -7,14 +7,12 @@ Mirrors: src/conf/domain_conf.c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 from pyhostdev.conf.domain_fields import DomainFields
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef, refuse_misplaced
 from pyhostdev.errors import raise_all
 from pyhostdev.util.deprecation import deprecated_names
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.typed import NamedTuple
+from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -9,8 +9,6 @@ Mirrors: src/conf/domain_postparse.c
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 from pyhostdev.conf.chr_conf import DomainConsoleDef, DomainSerialDef
 from pyhostdev.conf.device_conf import CCIDAddress, DriveAddress, VirtioSerialAddress
 from pyhostdev.conf.device_postparse import fill_device, fill_video
@@ -28,6 +26,7 @@ from pyhostdev.conf.guest_addresses import mark_written
 from pyhostdev.conf.newer_words import drop_newer_words
 from pyhostdev.conf.os_conf import BootDev, OSDef, SizeDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XMLError
+from pyhostdev.util.typed import TYPE_CHECKING, Protocol
 from pyhostdev.util.virxml import is_blank
 
 if TYPE_CHECKING:

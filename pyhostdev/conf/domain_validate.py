@@ -10,11 +10,9 @@ Mirrors: src/conf/domain_validate.c
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Protocol
 
 from pyhostdev.conf.device_conf import UnassignedAddress, is_user_alias
 from pyhostdev.conf.device_validate import device_errors
-from pyhostdev.conf.disk_validate import throttle_group_errors
 from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource
 from pyhostdev.conf.hostfacts import is_multifunction
@@ -23,6 +21,7 @@ from pyhostdev.conf.tuning_validate import tuning_errors
 from pyhostdev.conf.unknown_words import unknown_words
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.finding import ERROR
+from pyhostdev.util.typed import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator
@@ -215,6 +214,14 @@ def _drive_duplicates(dom: DomainFields) -> Iterator[ConfigError]:
         seen.add(key)
 
 
+def _throttle_group_errors(dom: DomainFields) -> Iterator[ConfigError]:
+    if not dom.throttle_groups:
+        return
+    from pyhostdev.conf.disk_validate import throttle_group_errors
+
+    yield from throttle_group_errors(dom)
+
+
 def _topology_errors(dom: DomainFields) -> Iterator[ConfigError]:
     """Mirrors: virDomainDefGetVcpusTopology (src/conf/domain_conf.c)"""
     cpu = dom.cpu
@@ -332,7 +339,7 @@ def _audio_errors(dom: DomainFields) -> Iterator[ConfigError]:
 _RULES: tuple[Callable[[DomainFields], Iterator[ConfigError]], ...] = (
     name_errors,
     tuning_errors,
-    throttle_group_errors,
+    _throttle_group_errors,
     _audio_errors,
     _disk_duplicates,
     _hostdev_duplicates,

@@ -5,9 +5,8 @@ The facts about a host that definitions, plans and command lines need; ``Host`` 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
-
 from pyhostdev.errors import SysfsError
+from pyhostdev.util.typed import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from pyhostdev.util.hostroot import HostRoot

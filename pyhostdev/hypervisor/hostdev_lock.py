@@ -19,7 +19,6 @@ from contextlib import ExitStack, contextmanager
 from pyhostdev.errors import DeviceInUseError, SysfsError
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.pciaddress import PCIDeviceAddress
-from pyhostdev.util.procfs import read_lock_holders
 from pyhostdev.util.statedir import StateDir, ignoring
 from pyhostdev.util.typed import NamedTuple
 from pyhostdev.util.virfile import read_link_name
@@ -149,6 +148,8 @@ def _numbered(pids: list[int], name: str) -> str | None:
 
 
 def _read_pids(root: HostRoot, fd: int) -> list[int]:
+    from pyhostdev.util.procfs import read_lock_holders  # few locks are held by others
+
     with ignoring(OSError):
         return read_lock_holders(root, os.fstat(fd))
     return []

@@ -18,15 +18,11 @@ import re
 from pyhostdev.testing import vfio
 from pyhostdev.testing.answers import Blocked, Refusal
 from pyhostdev.testing.driverfiles import IOMMUFD, has_iommufd_module, put_driver, put_iommufd
+from pyhostdev.testing.driverspec import VMD
 from pyhostdev.testing.iommu import IOMMUGroups
 from pyhostdev.testing.kernelstate import PARKED, Pending
 from pyhostdev.testing.release import has_change
-from pyhostdev.testing.simdevice import (
-    SimDevice,
-    find_device,
-    list_devices,
-)
-from pyhostdev.testing.topology import VMD
+from pyhostdev.testing.simdevice import SimDevice, find_device, list_devices
 from pyhostdev.util import pciconfig, pciregs
 from pyhostdev.util.typed import TYPE_CHECKING
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pyhostdev.util.typed import NamedTuple
 
+VMD = "vmd"  # the driver of volume management devices
+
 
 class DriverSpec(NamedTuple):
     """One driver of a described host; ``availability`` is loaded, available or missing."""

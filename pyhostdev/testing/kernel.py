@@ -24,8 +24,6 @@ from pyhostdev.errors import (
 from pyhostdev.testing import attributes
 from pyhostdev.testing.answers import Blocked, NotSimulated, Refusal, SimulatedKill
 from pyhostdev.testing.drivercore import DriverCore
-from pyhostdev.testing.faults import Fault
-from pyhostdev.testing.guest import SimulatedGuest
 from pyhostdev.testing.kernelstate import Pending, StateFile
 from pyhostdev.testing.nodefiles import SimulatedNodes, react_on_node
 from pyhostdev.testing.simdevice import find_device
@@ -37,6 +35,7 @@ from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pyhostdev.testing.faults import Fault
     from pyhostdev.util.hostroot import HostRoot
 
 IN_DOUBT = "in-doubt"
@@ -128,14 +127,14 @@ class SimulatedKernel(SimulatedNodes):
         device = PCIDeviceAddress.of(device)
         if not os.path.lexists(self._file.path):
             return False
-        with self.entered() as core:
+        with self.entered(changes=False) as core:
             return core.is_in_flight(str(device))
 
     def is_group_open(self, path: str) -> bool:
         """Tell whether the kernel reports the node of a group as open."""
         if not os.path.lexists(self._file.path):
             return False
-        with self.entered() as core:
+        with self.entered(changes=False) as core:
             return core.groups.is_busy(int(os.path.basename(path)))
 
     # One write
@@ -256,15 +255,18 @@ class SimulatedKernel(SimulatedNodes):
     # State
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[DriverCore]:
+    def entered(self, *, changes: bool = True) -> Iterator[DriverCore]:
         """
         Hold the tree's lock and yield the state that the last write left; save its changes.
+
+        Args:
+            changes: False for a caller that only reads the state: then there is nothing to save.
 
         Raises:
             SysfsError: the tree contains something that a kernel does not create, such as a pipe as an attribute.
         """
         try:
-            with self._entered() as core:
+            with self._entered(changes) as core:
                 yield core
         except SysfsError:
             raise
@@ -273,18 +275,22 @@ class SimulatedKernel(SimulatedNodes):
             raise SysfsError(err.errno or errno.EIO, where, "simulate the kernel") from err
 
     @contextlib.contextmanager
-    def _entered(self) -> Iterator[DriverCore]:
+    def _entered(self, changes: bool) -> Iterator[DriverCore]:
         with Tree(self.root) as tree:
             fcntl.flock(tree.fileno(), fcntl.LOCK_EX)
             state = self._file.load(tree)
             core = DriverCore(tree, state, lambda: self._file.save(tree, state))
             core.events = self.events
+            changes = changes or bool(state.pending)  # which may be finished now
             self._settle(core)
             core.ours = not self.raw
             try:
                 yield core
             finally:
-                self._file.save(tree, state)
+                if changes:
+                    self._file.save(tree, state)
+                else:
+                    self._file.keep(state)
 
     def _settle(self, core: DriverCore) -> None:
         """Finish the pending writes that no longer have to wait."""
@@ -379,6 +385,8 @@ class SimulatedKernel(SimulatedNodes):
         Raises:
             SysfsError: ENOENT without a node, EBUSY if the node is already open, EPERM if the group is not viable.
         """
+        from pyhostdev.testing.guest import SimulatedGuest  # verbs run no guest
+
         chosen = None if devices is None else [*map(PCIDeviceAddress.of, devices)]
         guest = SimulatedGuest(self, group, chosen)
         try:

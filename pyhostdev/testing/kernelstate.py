@@ -259,6 +259,10 @@ class StateFile:
         except (ValueError, TypeError, KeyError, AttributeError, HostdevError) as err:
             raise ConfigError(f"'{self.path}' is not the state of a simulated kernel ({err})") from None
 
+    def keep(self, state: KernelState) -> None:
+        """Keep a loaded state that nothing has changed."""
+        self._saved = None if self._text is None else state
+
     def save(self, tree: Tree, state: KernelState) -> None:
         """Write the state if it has changed, by a rename: a reader sees the old or the new state."""
         if state.is_learnable and self._is_learned_from_tree(tree, state):

@@ -17,7 +17,6 @@ import stat
 from pyhostdev.errors import OperationError, SysfsError
 from pyhostdev.testing.answers import Refusal
 from pyhostdev.testing.devicenodes import open_iommufd, open_node
-from pyhostdev.testing.procfiles import SimulatedProcess, put_memory_limit
 from pyhostdev.testing.simdevice import SimDevice
 from pyhostdev.testing.tree import Tree
 from pyhostdev.util.devnode import DeviceNode, replaced
@@ -151,6 +150,8 @@ class SimulatedNodes:
         Raises:
             SysfsError: there is no node, or the node cannot be bound.
         """
+        from pyhostdev.testing.procfiles import SimulatedProcess  # verbs open no devices
+
         addresses = [*map(PCIDeviceAddress.of, devices)]
         process = SimulatedProcess(self.root, [])
         with contextlib.ExitStack() as opened:
@@ -185,6 +186,8 @@ class SimulatedNodes:
         Raises:
             OperationError: the process has ended.
         """
+        from pyhostdev.testing.procfiles import put_memory_limit
+
         tree = Tree(self.root)
         if not tree.is_directory(os.path.join(self.root.proc, str(pid))):
             raise OperationError(f"Process {pid} has ended")

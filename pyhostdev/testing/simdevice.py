@@ -36,7 +36,7 @@ class SimDevice:
 
     def join(self, *names: str) -> str:
         """Return a path in the function's directory."""
-        return os.path.join(self.path, *names)
+        return "/".join((self.path, *names))
 
     @property
     def place(self) -> str:

@@ -5,13 +5,13 @@ The topology of a described host: the bridge above each function, and the VFs of
 
 from __future__ import annotations
 
+from pyhostdev.testing.driverspec import VMD
 from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.testing.hostspec import FunctionSpec, HostSpec
     from pyhostdev.util.pciaddress import PCIDeviceAddress
 
-VMD = "vmd"  # the driver of volume management devices
 VMD_DOMAIN = 0x10000
 
 

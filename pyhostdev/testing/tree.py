@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 FILE_MAX = 1 << 24  # bytes; the state of a large host takes some 100 KiB
+_PART = 1 << 16  # bytes read at once; most files are smaller
 TEMPORARY = "fakehost.new."  # prefix of files that a dead writer leaves at the top
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -326,10 +327,11 @@ def _check_ordinary(status: os.stat_result, name: str) -> None:
 
 
 def _read_whole(fd: int, path: str) -> bytes:
-    with open(fd, "rb", closefd=False) as stream:
-        content = stream.read(FILE_MAX + 1)
-    if len(content) > FILE_MAX:
-        raise failure(errno.EFBIG, path)
+    content = b""
+    while part := os.read(fd, _PART):
+        content += part
+        if len(content) > FILE_MAX:
+            raise failure(errno.EFBIG, path)
     return content
 
 

@@ -57,6 +57,18 @@ def seconds(text: str) -> float:
     return number
 
 
+def parse_selector(text: str) -> Selector:
+    """
+    Return a selector.
+
+    Raises:
+        ConfigError: as ``Selector.parse``.
+    """
+    from pyhostdev.util.selector import Selector  # a verb may be called with a file
+
+    return Selector.parse(text)
+
+
 def _consent(text: str) -> str:
     from pyhostdev.hypervisor.hostdev_checks import parse_consent
 
@@ -120,9 +132,9 @@ def add_file(parser: argparse.ArgumentParser) -> None:
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     """ADDRESS of a host function, or another name of it."""
-    from pyhostdev.util.selector import FORMS, Selector
+    from pyhostdev.util.selector import FORMS
 
-    parser.add_argument("address", type=checked(Selector.parse), metavar="ADDRESS", help=f"e.g. {FORMS}")
+    parser.add_argument("address", type=checked(parse_selector), metavar="ADDRESS", help=f"e.g. {FORMS}")
 
 
 def add_policy(parser: argparse.ArgumentParser) -> None:

@@ -7,13 +7,13 @@ import argparse
 
 from pyhostdev.errors import ConfigError, DeviceMissingError, raise_all
 from pyhostdev.tools import arguments
-from pyhostdev.util.selector import Selector
 from pyhostdev.util.typed import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pyhostdev.conf.domain_conf import DomainDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.hypervisor.host import Host
+    from pyhostdev.util.selector import Selector
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def add_devices(parser: argparse.ArgumentParser, device_help: str, keep_help: st
             nargs="+",
             action="extend",
             default=[],
-            type=arguments.checked(Selector.parse),
+            type=arguments.checked(arguments.parse_selector),
             metavar="ADDRESS",
             help=text,
         )

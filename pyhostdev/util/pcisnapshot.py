@@ -11,13 +11,13 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress, count
 
-from pyhostdev.util.groupindex import GroupIndex
 from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of, key_of
 from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple, overload
 
 if TYPE_CHECKING:
     from typing import Literal
 
+    from pyhostdev.util.groupindex import GroupIndex
     from pyhostdev.util.scanproof import Proof
 
 # struct phd_record of csrc/pciscan.cdef.h
@@ -182,6 +182,8 @@ class Snapshot(Sequence[ScanRecord]):
         """IOMMU group number to the indexes of its functions, both in order."""
         if self._groups is None:
             known = (have & HAVE_IOMMU_GROUP for have in self.column("have"))
+            from pyhostdev.util.groupindex import GroupIndex  # the groups of a few functions need none
+
             self._groups = GroupIndex(compress(enumerate(self.column("iommu_group")), known))
         return self._groups
 

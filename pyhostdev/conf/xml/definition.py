@@ -5,9 +5,7 @@ The interface of a definition that fields, reading and printing need, and the co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
-
-from pyhostdev.util.typed import NamedTuple
+from pyhostdev.util.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from typing_extensions import Self

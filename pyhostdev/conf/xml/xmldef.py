@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyhostdev.conf.xml.definition import InvalidWord, Unknown
 from pyhostdev.conf.xml.xmlfield import Field
-from pyhostdev.conf.xml.xmlprint import ElementPlan, Page
 from pyhostdev.conf.xml.xmlread import Reading, without_words
 from pyhostdev.conf.xml.xmlshape import Row, Table, compile_table
 from pyhostdev.errors import ConfigError, XMLError, raise_all
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from pyhostdev.conf.xml.xmlprint import ElementPlan
     from pyhostdev.util.virxml import Element
 
 
@@ -189,6 +189,8 @@ class ElementDef:
 
     def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
         """Return the lines of the element with a given name; none if it is empty, unless ``always``."""
+        from pyhostdev.conf.xml.xmlprint import Page  # many definitions are only read
+
         page = Page(self, self.table.inlined)
         self.plan().write(page, tag, indent, always=always)
         return page.lines
@@ -197,6 +199,8 @@ class ElementDef:
     def plan(cls) -> ElementPlan:
         """Return the plan by which definitions of this class are printed; it is made once."""
         if cls._plan is None:
+            from pyhostdev.conf.xml.xmlprint import ElementPlan
+
             fields: dict[str, Any] = cls.declared()
             inlined = (fields[name].definition for name in cls.table.inlined)
             cls._plan = ElementPlan(cls.table.shape, [cls, *inlined])

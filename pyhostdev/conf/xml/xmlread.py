@@ -7,7 +7,6 @@ What the table does not have is kept as ``Unknown``.
 
 from __future__ import annotations
 
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.definition import InvalidWord, Unknown
@@ -150,6 +149,8 @@ def without_words(element: Element, paths: Collection[str]) -> tuple[Element, tu
     present = [path for path in paths if _at(element, path)]
     if not present:
         return element, ()
+    from copy import deepcopy  # few elements have such words
+
     copied, dropped = deepcopy(element), []
     for path in present:
         leaf = path.rpartition("/")[2]
