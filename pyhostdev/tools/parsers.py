@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
 HELP_WIDTH = 100
-argparse._ = str  # type: ignore[attr-defined]  # its words have no translations; a search for them loads locale
 
 
 class _Formatter(argparse.HelpFormatter):
