@@ -47,7 +47,8 @@ def unknown_words(dom: DomainFields) -> list[Finding]:
 
 def words_with_paths(dom: DomainFields) -> list[tuple[str, Finding]]:
     """Return the findings of ``unknown_words``, each with its path in ``DomainFields.unmodelled``."""
-    found = (pair for device in _host_devices(dom) for pair in _word_findings(device))
+    odd = [device for device in _host_devices(dom) if device.has_odd_words()]
+    found = (pair for device in odd for pair in _word_findings(device))
     return [(f"{dom.tag}/devices/{path}", finding) for path, finding in found]
 
 
@@ -137,8 +138,6 @@ def _repeated(part: ElementDef, address: PCIDeviceAddress | None) -> Iterator[Fi
 
 
 def _word_findings(device: ElementDef) -> Iterator[tuple[str, Finding]]:
-    if not device.has_odd_words():
-        return
     source = getattr(device, "source", None)
     address = source if isinstance(source, PCIDeviceAddress) else None
     for place, part in device.walk():

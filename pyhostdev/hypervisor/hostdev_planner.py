@@ -140,7 +140,7 @@ class _Planner:
         self.drivers = drivers
         # a VF has no VFs and no siblings, and the drivers that create functions bind to no VF
         self.endpoints = _without_vfs(self.present)
-        self.moving_endpoints = _without_vfs(self.moving)
+        self.moving_endpoints = [dev for dev in self.endpoints if dev.address in self.moving_addresses]
         self.members = self._read_members(groups)
         self.siblings = self._read_siblings()
         self.vfs = read_all_virtual_functions(self.endpoints)
