@@ -44,8 +44,6 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.viruuid import normal_uuid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pyhostdev.conf.board_conf import (
         DomainHubDef,
         DomainMemoryDef,
