@@ -72,9 +72,10 @@ class ElementDef:
             field.put_default(cls, name)
 
     def __init__(self, **values: Any) -> None:
-        self.unknown = {}
+        state = self.__dict__
+        state["unknown"] = {}
         for name, make in self._initials:
-            setattr(self, name, make())
+            state[name] = make()
         if values:
             fields = self.declared()
             for name, value in values.items():
