@@ -279,7 +279,9 @@ class DomainPCIAddressSet:
         Mirrors: virDomainPCIAddressReserveNextAddr (src/conf/domain_addr.c)
         """
         address = self.find_next(flags, isolation_group, function)
-        self.reserve(address, flags, isolation_group, from_config=False)
+        if flags & CONNECT_INTEGRATED:  # whose bus was not looked at; the rest was found to fit
+            self.validate(address, flags, from_config=False)
+        self.buses[address.bus].take(address.slot, address.function, flags, isolation_group, False)
         return address
 
     def find_next(self, flags: int, isolation_group: int = 0, function: int | None = None) -> PCIDeviceAddress:
@@ -299,18 +301,26 @@ class DomainPCIAddressSet:
         first, found = self._first_with_room(flags, function)
         if found is not None and self.buses[first].isolation_group == isolation_group:
             return PCIDeviceAddress(0, first, *found)
-        rest = range(first, len(self.buses))
-        same = (i for i in rest if self.buses[i].isolation_group == isolation_group)
-        empty = (i for i in rest if self.buses[i].is_empty and not self.buses[i].locked)
-        for candidates in (same, empty):
-            for index in candidates:
-                found = self.buses[index].find_unused(flags, function)
-                if found is not None:
-                    return PCIDeviceAddress(0, index, *found)
+        address = self._find_for_group(first, flags, isolation_group, function) if found is not None else None
+        if address is not None:
+            return address
         if not self.dry_run:
             raise _address_error(f"The guest has no free PCI slot for a {describe_plug(flags)}", False)
         index = self._grow(len(self.buses), flags)
         return PCIDeviceAddress(0, index, self.buses[index].min_slot, function or 0)
+
+    def _find_for_group(
+        self, first: int, flags: int, isolation_group: int, function: int | None
+    ) -> PCIDeviceAddress | None:
+        """Return the first address on a bus of the group, else on an empty bus, from a bus on; None without one."""
+        rest = range(first, len(self.buses))
+        same = [i for i in rest if self.buses[i].isolation_group == isolation_group]
+        empty = [i for i in rest if self.buses[i].is_empty and not self.buses[i].locked]
+        for index in (*same, *empty):
+            found = self.buses[index].find_unused(flags, function)
+            if found is not None:
+                return PCIDeviceAddress(0, index, *found)
+        return None
 
     def _first_with_room(self, flags: int, function: int | None) -> tuple[int, tuple[int, int] | None]:
         """Return the number of the first bus with room for these flags, in any isolation group, and the room."""

@@ -45,8 +45,6 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.viruuid import normal_uuid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pyhostdev.conf.board_conf import (
         DomainHubDef,
         DomainMemoryDef,
@@ -330,24 +328,26 @@ class DomainFields(ElementDef):
         infos = (info for _, info in _infos_of(self._devices_but(("hostdevs",))) if id(info) not in hostdevs)
         return {info.pci.pci for info in infos if info.pci is not None}
 
-    def devices(self) -> Iterator[ElementDef]:
-        """Yield all devices in the order of printing."""
+    def devices(self) -> list[ElementDef]:
+        """Return all devices in the order of printing."""
         return self._devices_but(())
 
-    def _devices_but(self, names: tuple[str, ...]) -> Iterator[ElementDef]:
-        """Yield all devices but those of some fields."""
+    def _devices_but(self, names: tuple[str, ...]) -> list[ElementDef]:
+        """Return all devices but those of some fields."""
+        found: list[ElementDef] = []
         for name in _device_fields(type(self)):
             if name in names:
                 continue
             value = getattr(self, name)
             if isinstance(value, list):
-                yield from value
+                found += value
             elif isinstance(value, ElementDef):
-                yield value
+                found.append(value)
+        return found
 
-    def device_infos(self) -> Iterator[tuple[ElementDef, DeviceInfo]]:
+    def device_infos(self) -> list[tuple[ElementDef, DeviceInfo]]:
         """
-        Yield every device that has a DeviceInfo, with it.
+        Return every device that has a DeviceInfo, with it.
 
         Mirrors: virDomainDeviceInfoIterate (src/conf/domain_conf.c)
         """
@@ -398,8 +398,9 @@ def _device_fields(domain: type[Any]) -> list[str]:
     return [name for name, field in domain.declared().items() if field.path[:1] == ("devices",)]
 
 
-def _infos_of(devices: Iterator[ElementDef]) -> Iterator[tuple[ElementDef, DeviceInfo]]:
-    for device in devices:
-        info = getattr(device, "info", None)
-        if info is not None and not getattr(device, "mirrors_serial", False):
-            yield device, info
+def _infos_of(devices: list[ElementDef]) -> list[tuple[ElementDef, DeviceInfo]]:
+    return [
+        (device, info)
+        for device in devices
+        if (info := getattr(device, "info", None)) is not None and not getattr(device, "mirrors_serial", False)
+    ]

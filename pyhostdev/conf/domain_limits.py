@@ -62,7 +62,7 @@ def _too_large(dom: DomainFields) -> Iterator[ConfigUnsupportedError]:
     cells = dom.cpu.cells if dom.cpu is not None else []
     if len(cells) > NUMA_CELLS_MAX:
         yield _error(f"The guest has {len(cells)} NUMA cells", NUMA_CELLS_MAX, dom.line)
-    count = sum(1 for _ in dom.devices())
+    count = len(dom.devices())
     if count > DEVICES_MAX:
         yield _error(f"The domain has {count} devices", DEVICES_MAX, dom.line)
     if len(dom.graphics) > GRAPHICS_MAX:

@@ -31,7 +31,7 @@ def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
         ConfigError: a known attribute has a newer value, or a newer attribute an invalid value; ``others`` has the
             further errors.
     """
-    raise_all([error for _, nested in definition.walk() for error in _drop_newer(nested, release)])
+    raise_all([error for nested in definition.elements() for error in _drop_newer(nested, release)])
 
 
 def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:

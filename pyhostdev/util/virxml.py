@@ -48,15 +48,10 @@ def parse_document(source: str | bytes) -> Element:
         XMLError: it is too large, too deep, has a DOCTYPE, is not valid text or not well-formed; with the line.
     """
     data = as_utf8(source)
-    is_small = _is_small(data)
-    try:
-        check_limits(data, counting=not is_small)
-        root = _parse_tree(data)
-        if not is_small or not _IS_TOO_DEEP(root):
+    if _is_small(data):
+        root = _parse_plain(data)
+        if root is not None:
             return root
-    except XMLError:
-        if not is_small:
-            raise
     check_limits(data, counting=True)  # which error is the first
     return _parse_tree(data)
 
@@ -71,10 +66,29 @@ def parse_elements(text: str | None) -> list[Element]:
     return [] if text is None else list(parse_document(f"<all>{text}</all>"))
 
 
-def _parse_tree(data: bytes) -> Element:
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_pis=True, encoding="utf-8")
+def _parse_plain(data: bytes) -> Element | None:
+    """
+    Return the root of a small document, None for one that may be wrong.
+
+    Both parsers read plain ASCII alike, if the tree's reports nothing. Of other documents the stream's is asked, too.
+    """
+    parser = _tree_parser()
     try:
-        return etree.fromstring(data, parser)
+        root = etree.fromstring(data, parser)
+        if not data.isascii() or b"<?" in data or len(parser.error_log):
+            check_limits(data, counting=False)
+    except (XMLError, etree.XMLSyntaxError):
+        return None
+    return None if _IS_TOO_DEEP(root) else root
+
+
+def _tree_parser() -> etree.XMLParser:
+    return etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, remove_pis=True, encoding="utf-8")
+
+
+def _parse_tree(data: bytes) -> Element:
+    try:
+        return etree.fromstring(data, _tree_parser())
     except etree.XMLSyntaxError as err:
         raise not_well_formed(err.msg or "unknown reason", err.lineno) from None
 

@@ -250,3 +250,13 @@ def test_every_model_says_what_it_plugs_into() -> None:
     for name, model in CONTROLLER_MODELS.items():
         homes = [other for other, bus in CONTROLLER_MODELS.items() if bus.offers & model.plug]
         assert (name in ("pci-root", "pcie-root")) == (homes == [])
+
+
+def test_an_integrated_device_is_only_on_bus_0() -> None:
+    """A free slot of another bus is none for a part of the chipset."""
+    addrs = buses("pci-root", "pci-bridge")
+    integrated = CONNECT_PCI_DEVICE | CONNECT_INTEGRATED
+    assert [(0, slot) for slot in range(1, 32)] == [addrs.reserve_next(integrated)[1:3] for _ in range(31)]
+    with pytest.raises(ConfigError, match="must be on bus 0"):
+        addrs.reserve_next(integrated)
+    assert guest("0000:01:01.0") == addrs.reserve_next(CONVENTIONAL)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from pyhostdev import DomainDef
 from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
@@ -272,3 +273,14 @@ def test_a_field_has_the_line_of_the_first_element_at_its_path() -> None:
     }
     assert ("red", 4) == (car.paint.colour, car.paint.line_of("colour"))
     assert [True, True, False] == [car.has_child(tag) for tag in ("body", "paint", "engine")]
+
+
+def test_elements_are_those_of_a_walk() -> None:
+    """Both visit the same definitions in the same order."""
+    devices = (
+        "<devices><disk type='file'><source file='/a'/><target dev='vda'/></disk><memballoon model='none'/></devices>"
+    )
+    dom = DomainDef.parse(f"<domain type='kvm'><name>a</name><os><type>hvm</type></os>{devices}</domain>")
+    walked = [definition for _, definition in dom.walk()]
+    assert len(walked) > 5
+    assert list(map(id, walked)) == list(map(id, dom.elements()))

@@ -9,7 +9,7 @@ import tracemalloc
 import pytest
 
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError
-from pyhostdev.util import xmlstream
+from pyhostdev.util import virxml, xmlstream
 from pyhostdev.util.virxml import parse_document, parse_integer, parse_unsigned, shown, text_of
 from pyhostdev.util.xmlstream import read_child_text
 
@@ -80,6 +80,7 @@ def test_elements_are_limited() -> None:
         (b"<?xml version='1.0' encoding='us-ascii'?>\n<a>\xc3\xa4</a>", 2),
         (b"<a>\n<b></a>", 2),
         (b"", 1),
+        (b"<a xmlns='relative' unknown:b='c'/>\n</d>", 2),  # lxml takes namespaces for the only error
     ],
 )
 def test_bytes_that_are_no_document_are_refused_with_their_line(document: bytes | str, line: int) -> None:
@@ -87,6 +88,22 @@ def test_bytes_that_are_no_document_are_refused_with_their_line(document: bytes 
     with pytest.raises(XMLError) as error:
         parse_document(document)
     assert (VIR_ERR_XML_DETAIL, line) == (error.value.libvirt_code, error.value.line)
+
+
+@pytest.mark.parametrize("document", ["<a>&b;</a>", "<a>]]></a>", "<a>\x01</a>", "<a b='1' b='2'/>", "<a b='<'/>"])
+def test_a_small_wrong_document_is_refused(document: str) -> None:
+    """Documents that only one parser reads are refused like all others that are not well-formed."""
+    with pytest.raises(XMLError, match="not well-formed"):
+        parse_document(document)
+
+
+def test_a_plain_document_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream's parser is only asked about documents that the two parsers might read differently."""
+    asked: list[bytes] = []
+    monkeypatch.setattr(virxml, "check_limits", lambda data, *, counting: asked.append(data))
+    for document in ("<a b='c'>&lt;</a>", "<a>\u00e4</a>", "<?xml version='1.0'?><a/>", "<a xmlns='b'/>"):
+        parse_document(document)
+    assert ["<a>\u00e4</a>".encode(), b"<?xml version='1.0'?><a/>", b"<a xmlns='b'/>"] == asked
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-7", "ebcdic-cp-us", "x-unknown"])

@@ -72,9 +72,10 @@ class ElementDef:
             field.put_default(cls, name)
 
     def __init__(self, **values: Any) -> None:
-        self.unknown = {}
+        state = self.__dict__
+        state["unknown"] = {}
         for name, make in self._initials:
-            setattr(self, name, make())
+            state[name] = make()
         if values:
             fields = self.declared()
             for name, value in values.items():
@@ -216,9 +217,13 @@ class ElementDef:
         """Return an independent copy."""
         clone = type(self).__new__(type(self))
         state = clone.__dict__
-        state.update(self.__dict__)
         for name, value in self.__dict__.items():
-            if type(value) not in _IMMUTABLE and name != "lines":  # which nothing changes
+            kind = type(value)
+            if kind in _IMMUTABLE or name == "lines":  # which nothing changes
+                state[name] = value
+            elif isinstance(value, ElementDef) or (kind in _CONTAINERS and not value):
+                state[name] = value.copy()
+            else:
                 state[name] = _copied(value)
         return clone
 
@@ -241,6 +246,8 @@ class ElementDef:
     def unmodelled(self) -> list[tuple[str, int | None]]:
         """Return path and line of all unknown attributes and elements, also of nested definitions."""
         found: list[tuple[str, int | None]] = []
+        if not any(nested.unknown or nested.has_opaque() for nested in self.elements()):
+            return found
         for place, nested in self.walk((self.tag,)):
             opaque_rows = nested.table.opaque_rows
             if not nested.unknown and not opaque_rows:
@@ -252,6 +259,10 @@ class ElementDef:
                     holder = nested if row.owner is None else nested.__dict__[row.owner]
                     found.append(("/".join((where, *row.field.path)), holder.line_of(row.field.name)))
         return found
+
+    def has_opaque(self) -> bool:
+        """Return True if the definition has an element that is kept as it is, and that no room reads."""
+        return any(self._value(row) is not None for row in self.table.opaque_rows)
 
     def walk(self, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], ElementDef]]:
         """Yield self and all nested definitions that were set, each with its path of elements."""
@@ -265,6 +276,23 @@ class ElementDef:
             elif value:
                 for nested in value:
                     yield from nested.walk((*place, *row.field.path))
+
+    def elements(self) -> list[ElementDef]:
+        """Return self and all nested definitions that were set, in the order of ``walk``."""
+        found: list[ElementDef] = []
+        todo: list[ElementDef] = [self]
+        while todo:
+            nested = todo.pop()
+            found.append(nested)
+            state, inner = nested.__dict__, list[ElementDef]()
+            for row in nested.table.nested_rows:
+                value = (state if row.owner is None else state[row.owner].__dict__).get(row.name)
+                if isinstance(value, ElementDef):
+                    inner.append(value)
+                elif value:
+                    inner += value
+            todo += reversed(inner)
+        return found
 
     def has_odd_words(self) -> bool:
         """Return True if this definition or a nested one has unknown, repeated or invalid attributes or elements."""
@@ -296,6 +324,7 @@ class ElementDef:
 
 
 _IMMUTABLE = frozenset({str, int, bool, tuple, type(None)})
+_CONTAINERS = (dict, list)
 
 
 def _copied(value: Any) -> Any:

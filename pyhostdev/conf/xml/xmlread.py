@@ -59,19 +59,22 @@ class Reading:
                     self._load_invalid(self.table.rows[place], text, element, state)
         if len(element) == 0 or shape.is_text:
             return
-        nodes, lines = shape.nodes, self.lines
+        nodes, lines, elements = shape.nodes, self.lines, self.elements
         for child in element:
             node = nodes.get(child.tag)
             if isinstance(node, Shape):
-                if node.path in lines:
+                if node.path not in lines:
+                    lines[node.path] = source_line(child)
+                else:
                     self._note_repeated(child)
-                lines.setdefault(node.path, child.sourceline)  # type: ignore[call-overload]  # a number
                 self.read(node, child)
-            elif node is not None:
-                lines.setdefault(node.field.path, child.sourceline)  # type: ignore[call-overload]
-                self.elements.setdefault(node.place, []).append(child)
-            elif isinstance(child.tag, str):  # no comment
+            elif node is None:
                 self._keep_element(shape.path, child)
+            elif node.place in elements:
+                elements[node.place].append(child)
+            else:
+                elements[node.place] = [child]
+                lines.setdefault(node.field.path, source_line(child))
 
     def load_elements(self) -> None:
         """Set the lines of child elements, and the fields that have definitions of their own."""
@@ -104,6 +107,8 @@ class Reading:
             self.errors.append((row.place, row.field.refusal(text, str(element.tag), line), (written,)))
 
     def _keep_element(self, path: tuple[str, ...], element: Element) -> None:
+        if not isinstance(element.tag, str):  # a comment
+            return
         self.definition.unknown.setdefault(path, []).append(_as_written(element))
 
     def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:

@@ -15,6 +15,8 @@ from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.qemu.qemu_command.builder import unsupported
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyhostdev.errors import ConfigUnsupportedError
 
 # definition -> field -> values that are accepted because they change nothing
@@ -68,18 +70,22 @@ _INSTEAD = {
 def unbuilt_errors(dom: ElementDef) -> list[ConfigUnsupportedError]:
     """Return an error for each field of a definition that is not built, with its line."""
     found: list[ConfigUnsupportedError] = []
-    _note_unbuilt(dom, found)
+    todo = [dom]
+    while todo:
+        definition = todo.pop()
+        kind: type = type(definition)
+        refused = _refused(kind)
+        if refused:
+            found += _own_errors(definition, refused)
+        todo += reversed(nested_definitions(definition))
     return found
 
 
-def _note_unbuilt(definition: ElementDef, found: list[ConfigUnsupportedError]) -> None:
-    kind: type = type(definition)
-    for name, harmless in _refused(kind).items():
+def _own_errors(definition: ElementDef, refused: dict[str, tuple[object, ...]]) -> Iterator[ConfigUnsupportedError]:
+    for name, harmless in refused.items():
         value = definition.__dict__.get(name)
         if value is not None and value not in (False, [], *harmless):
-            found.append(_error(definition, name, value, harmless))
-    for nested in nested_definitions(definition):
-        _note_unbuilt(nested, found)
+            yield _error(definition, name, value, harmless)
 
 
 @cache  # one entry for each class
