@@ -7,8 +7,7 @@ Mirrors: virDomainDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.conf.os_conf import (
@@ -130,6 +129,7 @@ class DomainFields(ElementDef):
     """
 
     tag = "domain"
+    _devices: ClassVar[list[str]]  # of this class, once it was asked for them
 
     type = attribute(
         "type", enum(*VIRT_TYPES), code=VIR_ERR_CONFIG_UNSUPPORTED, missing=VIR_ERR_INTERNAL_ERROR, required=True
@@ -335,7 +335,7 @@ class DomainFields(ElementDef):
     def _devices_but(self, names: tuple[str, ...]) -> list[ElementDef]:
         """Return all devices but those of some fields."""
         found: list[ElementDef] = []
-        for name in _device_fields(type(self)):
+        for name in self._device_fields():
             if name in names:
                 continue
             value = getattr(self, name)
@@ -343,6 +343,14 @@ class DomainFields(ElementDef):
                 found += value
             elif isinstance(value, ElementDef):
                 found.append(value)
+        return found
+
+    @classmethod
+    def _device_fields(cls) -> list[str]:
+        """Return the names of the fields below <devices>, in the order of printing; they are looked up once."""
+        found: list[str] | None = vars(cls).get("_devices")
+        if found is None:
+            found = cls._devices = [name for name, field in cls.declared().items() if field.path[:1] == ("devices",)]
         return found
 
     def device_infos(self) -> list[tuple[ElementDef, DeviceInfo]]:
@@ -390,12 +398,6 @@ class DomainFields(ElementDef):
             above = bridges[bus].info.pci
             bus = bus if above is None else above.bus
         return space
-
-
-@cache
-def _device_fields(domain: type[Any]) -> list[str]:
-    """Return the names of the fields below <devices>, in the order of printing."""
-    return [name for name, field in domain.declared().items() if field.path[:1] == ("devices",)]
 
 
 def _infos_of(devices: list[ElementDef]) -> list[tuple[ElementDef, DeviceInfo]]:
