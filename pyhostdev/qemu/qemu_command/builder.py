@@ -161,6 +161,7 @@ class CommandBuilder:
         self.args: list[str] = []
         self.errors: list[ConfigError] = []
         self._collecting = _Collecting(self.errors)
+        self._checked: set[tuple[str, ...]] = set()  # kinds with the names of properties that the emulator has
         self.boot_order = boot_order(dom)
         self.controllers = {(c.type, c.index): c for c in reversed(dom.controllers)}
 
@@ -188,8 +189,13 @@ class CommandBuilder:
 
     def add_json(self, option: str, properties: Properties) -> None:
         """Append an option with a JSON value; properties that are None are omitted."""
-        kept = {k: None if value is NULL else value for k, value in properties.items() if value is not None}
-        self.add(option, _as_json(kept))
+        self._add_said(option, _without_none(properties))
+
+    def _add_said(self, option: str, said: Properties) -> None:
+        """Append an option with a JSON value, whose properties are all printed."""
+        if NULL in said.values():
+            said = {name: None if value is NULL else value for name, value in said.items()}
+        self.args += (option, _as_json(said))
 
     def add_object(self, qom_type: str, object_id: str, **properties: Any) -> None:
         """
@@ -202,7 +208,7 @@ class CommandBuilder:
             raise unsupported(f"The object '{qom_type}', which {self._emulator} does not have,")
         said = _without_none(properties)
         self._check_properties(qom_type, said, frozenset())
-        self.add_json("-object", {"qom-type": qom_type, "id": object_id, **said})
+        self._add_said("-object", {"qom-type": qom_type, "id": object_id, **said})
 
     def add_device(self, properties: Properties) -> None:
         """
@@ -220,7 +226,7 @@ class CommandBuilder:
         if DEVICE_JSON in self.namespace.deleted_capabilities:
             self.add("-device", option_string(said))
         else:
-            self.add_json("-device", said)
+            self._add_said("-device", said)
 
     def descriptor(self, purpose: str, device: Any) -> str:
         """Return the number of a descriptor that QEMU inherits for a device."""
@@ -252,9 +258,13 @@ class CommandBuilder:
         Args:
             words: keys that need no check, since every kind accepts them.
         """
+        shape = (kind, *said)
+        if shape in self._checked:  # most devices of a large guest are alike
+            return
         unknown = said.keys() - words - self.capabilities.properties_of(kind, said.keys())
         if unknown:
             raise unsupported(f"The property '{min(unknown)}' of '{kind}', which {self._emulator} does not have,")
+        self._checked.add(shape)
 
     def vfio_descriptor(self, address: PCIDeviceAddress | None) -> str | None:
         """Return the number of an inherited descriptor for iommufd; None if the command line is only shown."""
