@@ -9,8 +9,8 @@ Mirrors: src/conf/domain_postparse.c
 
 from __future__ import annotations
 
+from pyhostdev.conf.bus_address_conf import CCIDAddress, DriveAddress, VirtioSerialAddress
 from pyhostdev.conf.chr_conf import DomainConsoleDef, DomainSerialDef
-from pyhostdev.conf.device_conf import CCIDAddress, DriveAddress, VirtioSerialAddress
 from pyhostdev.conf.device_postparse import fill_device, fill_video
 from pyhostdev.conf.domain_controllers import (
     add_controller,
