@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-The guest's CPU, its NUMA cells, and the features of the machine.
+The guest's CPU and its NUMA cells.
 
-Mirrors: virCPUDef (src/conf/cpu_conf.h), virDomainNuma (src/conf/numa_conf.c), virDomainFeature
+Mirrors: virCPUDef (src/conf/cpu_conf.h), virDomainNuma (src/conf/numa_conf.c)
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pyhostdev.conf.xml.xmlcodec import (
     name_text,
     nodes_of,
     number,
-    number_any_base,
     on_off,
     positive,
     size_unit,
@@ -25,7 +24,7 @@ from pyhostdev.conf.xml.xmlcodec import (
     yes_no,
 )
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import Elements, attribute, content, elements, flag, ignored, opaque, optional_element
+from pyhostdev.conf.xml.xmlfield import Elements, attribute, content, elements
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError, raise_all
 from pyhostdev.util.virxml import shown, source_line
 
@@ -38,9 +37,6 @@ if TYPE_CHECKING:
 HOST_MODES = ("host-passthrough", "maximum")  # modes with the host's model and vendor
 _TOPOLOGY = ("sockets", "cores", "threads")
 VENDOR_LENGTH = 12  # CPUID leaf 0: EBX, EDX and ECX
-SPINLOCK_RETRIES_MIN = 0xFFF
-HYPERV_VENDOR_MAX = 12
-DIRTY_RING_SIZES = (1024, 65536)
 
 
 class CPUFeature(ElementDef):
@@ -173,134 +169,3 @@ class CPUDef(ElementDef):
         vendor = self.vendor_id or ""
         if len(vendor.encode()) != VENDOR_LENGTH or "," in vendor:
             yield XMLError(f"The vendor_id of a CPU must have {VENDOR_LENGTH} characters and no comma", line=self.line)
-
-
-class HypervFeatures(ElementDef):
-    """Enlightenments for Windows guests."""
-
-    tag = "hyperv"
-
-    mode = attribute("mode", enum("custom", "passthrough", since={"host-model": "hyperv-host-model"}))
-    relaxed = attribute("relaxed/@state", on_off)
-    vapic = attribute("vapic/@state", on_off)
-    spinlocks = attribute("spinlocks/@state", on_off)
-    spinlocks_retries = attribute("spinlocks/@retries", number_any_base)
-    vpindex = attribute("vpindex/@state", on_off)
-    runtime = attribute("runtime/@state", on_off)
-    synic = attribute("synic/@state", on_off)
-    stimer = attribute("stimer/@state", on_off)
-    stimer_direct = attribute("stimer/direct/@state", on_off)
-    reset = attribute("reset/@state", on_off)
-    vendor_id = attribute("vendor_id/@state", on_off)
-    vendor_id_value = attribute("vendor_id/@value")
-    frequencies = attribute("frequencies/@state", on_off)
-    reenlightenment = attribute("reenlightenment/@state", on_off)
-    tlbflush = attribute("tlbflush/@state", on_off)
-    tlbflush_direct = attribute("tlbflush/direct/@state", on_off)
-    tlbflush_extended = attribute("tlbflush/extended/@state", on_off)
-    ipi = attribute("ipi/@state", on_off)
-    evmcs = attribute("evmcs/@state", on_off)
-    avic = attribute("avic/@state", on_off)
-    emsr_bitmap = attribute("emsr_bitmap/@state", on_off)
-    xmm_input = attribute("xmm_input/@state", on_off)
-
-    def parsed(self, element: Element) -> None:
-        """
-        Refuse features without a state, and values out of range.
-
-        Mirrors: virDomainFeaturesHyperVDefParse (src/conf/domain_conf.c)
-        """
-        if self.mode == "passthrough":
-            return
-        known = [*_states_missing(self, element)]
-        if self.spinlocks and self.spinlocks_retries is not None and self.spinlocks_retries < SPINLOCK_RETRIES_MIN:
-            known.append(XMLError(f"<spinlocks> needs at least {SPINLOCK_RETRIES_MIN} retries", line=self.line))
-        vendor = self.vendor_id_value
-        if self.vendor_id and (vendor is None or len(vendor.encode()) > HYPERV_VENDOR_MAX or "," in vendor):
-            text = f"<vendor_id> of <hyperv> needs a value of at most {HYPERV_VENDOR_MAX} characters without comma"
-            known.append(XMLError(text, line=self.line))
-        raise_all(known)
-
-
-def _states_missing(features: ElementDef, element: Element) -> Iterator[ConfigError]:
-    """Yield an error for each known feature without a state."""
-    for feature in element:
-        if isinstance(feature.tag, str) and features.has_child(feature.tag) and feature.get("state") is None:
-            yield XMLError(f"<{feature.tag}> of <{element.tag}> lacks 'state'", line=source_line(feature))
-
-
-class KVMFeatures(ElementDef):
-    """Features of KVM that the guest sees."""
-
-    tag = "kvm"
-
-    hidden = attribute("hidden/@state", on_off)
-    hint_dedicated = attribute("hint-dedicated/@state", on_off)
-    poll_control = attribute("poll-control/@state", on_off)
-    pv_ipi = attribute("pv-ipi/@state", on_off)
-    dirty_ring = attribute("dirty-ring/@state", on_off)
-    dirty_ring_size = attribute("dirty-ring/@size", number)
-
-    def parsed(self, element: Element) -> None:
-        """
-        Refuse features without a state, and a dirty ring of an invalid size.
-
-        Mirrors: virDomainFeaturesKVMDefParse (src/conf/domain_conf.c)
-        """
-        raise_all([*_states_missing(self, element)])
-        size, (least, most) = self.dirty_ring_size or 0, DIRTY_RING_SIZES
-        if self.dirty_ring and (size & (size - 1) or not least <= size <= most):
-            raise XMLError(f"The size of a dirty ring must be a power of two from {least} to {most}", line=self.line)
-
-
-class FeaturesDef(ElementDef):
-    """
-    Features of the machine.
-
-    Mirrors: virDomainFeature (src/conf/domain_conf.h)
-    """
-
-    tag = "features"
-
-    acpi = flag("acpi")
-    apic = flag("apic")
-    apic_eoi = attribute("apic/@eoi", on_off)
-    pae = flag("pae")
-    hap = flag("hap")
-    hap_state = attribute("hap/@state", on_off)
-    viridian = flag("viridian")
-    privnet = flag("privnet")
-    hyperv = optional_element("hyperv", HypervFeatures)
-    kvm = optional_element("kvm", KVMFeatures)
-    pvspinlock = flag("pvspinlock")
-    pvspinlock_state = attribute("pvspinlock/@state", on_off)
-    capabilities = ignored("capabilities")  # of containers
-    pmu = flag("pmu")
-    pmu_state = attribute("pmu/@state", on_off)
-    vmport = flag("vmport")
-    vmport_state = attribute("vmport/@state", on_off)
-    gic = flag("gic")
-    gic_version = attribute("gic/@version", enum("host", "2", "3"))
-    smm = flag("smm")
-    smm_state = attribute("smm/@state", on_off)
-    tseg = content("smm/tseg", big_number)
-    tseg_unit = attribute("smm/tseg/@unit", size_unit)
-    ioapic_driver = attribute("ioapic/@driver", enum("qemu", "kvm"))
-    hpt_resizing = attribute("hpt/@resizing", enum("enabled", "disabled", "required"))
-    hpt_maxpagesize = content("hpt/maxpagesize", big_number)
-    hpt_maxpagesize_unit = attribute("hpt/maxpagesize/@unit", size_unit)
-    vmcoreinfo = flag("vmcoreinfo")
-    vmcoreinfo_state = attribute("vmcoreinfo/@state", on_off)
-    htm = attribute("htm/@state", on_off)
-    nested_hv = attribute("nested-hv/@state", on_off)
-    msrs_unknown = attribute("msrs/@unknown", enum("ignore", "fault"))
-    ccf_assist = attribute("ccf-assist/@state", on_off)
-    xen = opaque("xen", for_host=True)
-    cfpc = attribute("cfpc/@value", enum("broken", "workaround", "fixed"))
-    sbbc = attribute("sbbc/@value", enum("broken", "workaround", "fixed"))
-    ibs = attribute("ibs/@value", enum("broken", "workaround", "fixed-ibs", "fixed-ccd", "fixed-na"))
-    tcg_tb_cache = content("tcg/tb-cache", big_number)
-    tcg_tb_cache_unit = attribute("tcg/tb-cache/@unit", size_unit)
-    ras = attribute("ras/@state", on_off)
-    ps2 = attribute("ps2/@state", on_off)
-    async_teardown = attribute("async-teardown/@enabled", yes_no)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import DeviceAddress, DriveAddress
+from pyhostdev.conf.address_conf import DeviceAddress
+from pyhostdev.conf.bus_address_conf import DriveAddress
 from pyhostdev.conf.domain_limits import CONTROLLERS_MAX
 from pyhostdev.conf.hostdev_conf import USBSource
 from pyhostdev.conf.storage_source_conf import DEFAULT_PORTS
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.rng_conf import DomainRNGDef
+    from pyhostdev.conf.small_device_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.storage_source_conf import StorageSource
-    from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.xml.xmldef import ElementDef
 
 X86 = ("x86_64", "i686")

@@ -8,9 +8,10 @@ Mirrors: virDomainDeviceDefValidateInternal (src/conf/domain_validate.c)
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import WORD_NUMBERS, PCIGuestAddress, SpaprVIOAddress
+from pyhostdev.conf.address_conf import PCIGuestAddress
+from pyhostdev.conf.device_conf import WORD_NUMBERS
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.conf.hostdev_conf import SCSIHostSource
 from pyhostdev.conf.peripheral_validate import memory_errors, rng_errors, tpm_errors
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.rng_conf import DomainRNGDef
-    from pyhostdev.conf.virtio_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
+    from pyhostdev.conf.small_device_conf import DomainInputDef, DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.util.virxml import Element
 
@@ -71,14 +72,15 @@ def _info_errors(dom: DomainFields, device: ElementDef, info: DeviceInfo) -> Err
 
     Mirrors: qemuValidateDomainDeviceInfo (src/qemu/qemu_validate.c)
     """
-    line, address = device.line, info.address
+    line = device.line
+    address: Any = info.address  # of any kind
     is_tuned = info.rom_bar is not None or info.rom_file is not None
     has_rom = is_tuned or info.rom_enabled is not None
     if info.rom_enabled is False and is_tuned:
         yield ConfigUnsupportedError("A ROM that is not enabled cannot have 'bar' or 'file'", line=line)
     if has_rom and address is not None and address.kind not in ("pci", "unassigned"):
         yield ConfigUnsupportedError("Only PCI devices can have a ROM", line=line)
-    if isinstance(address, SpaprVIOAddress) and (address.reg or 0) > SPAPR_REG_MAX:
+    if address is not None and address.kind == "spapr-vio" and (address.reg or 0) > SPAPR_REG_MAX:
         yield ConfigUnsupportedError(f"A register of spapr-vio can be at most {SPAPR_REG_MAX:#x}", line=line)
     if info.acpi_index is not None and address is not None and address.kind != "pci":
         yield ConfigUnsupportedError("Only PCI devices can have an ACPI index", line=line)

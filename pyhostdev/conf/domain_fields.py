@@ -10,16 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
-from pyhostdev.conf.os_conf import (
-    ClockDef,
-    DomainMemorySize,
-    LaunchSecurityDef,
-    MaxMemorySize,
-    MemoryBackingDef,
-    NumaTuneDef,
-    OSDef,
-    SizeDef,
-)
+from pyhostdev.conf.os_conf import DomainMemorySize, MaxMemorySize, MemoryBackingDef, NumaTuneDef, OSDef, SizeDef
 from pyhostdev.conf.xml.xmlcodec import Codec, cpuset, enum, name_text, number, unsigned, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import (
@@ -62,10 +53,12 @@ if TYPE_CHECKING:
         DomainSmartcardDef,
         RedirFilterUSBDev,
     )
+    from pyhostdev.conf.clock_conf import ClockDef
     from pyhostdev.conf.controller_conf import DomainControllerDef
-    from pyhostdev.conf.cpu_conf import CPUDef, FeaturesDef
+    from pyhostdev.conf.cpu_conf import CPUDef
     from pyhostdev.conf.device_conf import DeviceInfo
     from pyhostdev.conf.disk_conf import DomainDiskDef, ThrottleGroupDef
+    from pyhostdev.conf.features_conf import FeaturesDef
     from pyhostdev.conf.fs_conf import DomainFSDef
     from pyhostdev.conf.graphics_conf import (
         DomainAudioDef,
@@ -73,19 +66,20 @@ if TYPE_CHECKING:
         DomainSoundDef,
         DomainVideoDef,
     )
+    from pyhostdev.conf.launch_security_conf import LaunchSecurityDef
     from pyhostdev.conf.net_conf import DomainNetDef
     from pyhostdev.conf.os_conf import IOMMUFDDef
     from pyhostdev.conf.rng_conf import DomainRNGDef
-    from pyhostdev.conf.sysinfo_conf import SysinfoDef
-    from pyhostdev.conf.vcpu_conf import CPUTuneDef, DefaultIOThread, IOThreadDef, VcpuDef
-    from pyhostdev.conf.virtio_conf import (
+    from pyhostdev.conf.small_device_conf import (
         DomainCryptoDef,
         DomainInputDef,
         DomainIOMMUDef,
-        DomainMemballoonDef,
         DomainShmemDef,
         DomainVsockDef,
     )
+    from pyhostdev.conf.sysinfo_conf import SysinfoDef
+    from pyhostdev.conf.vcpu_conf import CPUTuneDef, DefaultIOThread, IOThreadDef, VcpuDef
+    from pyhostdev.conf.virtio_conf import DomainMemballoonDef
 
 
 uuid_text = Codec(normal_uuid, str, "32 hexadecimal digits", code=VIR_ERR_INTERNAL_ERROR)
@@ -173,9 +167,9 @@ class DomainFields(ElementDef):
     iommufds: Elements[IOMMUFDDef] = elements("iommufd", "os_conf.IOMMUFDDef", since="iommufd")
     os = element_or_default("os", OSDef)
     idmap = opaque("idmap", for_host=True)
-    features: DefaultElement[FeaturesDef] = element_or_default("features", "cpu_conf.FeaturesDef")
+    features: DefaultElement[FeaturesDef] = element_or_default("features", "features_conf.FeaturesDef")
     cpu: OptionalElement[CPUDef] = optional_element("cpu", "cpu_conf.CPUDef")
-    clock = optional_element("clock", ClockDef)
+    clock: OptionalElement[ClockDef] = optional_element("clock", "clock_conf.ClockDef")
     on_poweroff = content("on_poweroff", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_CONFIG_UNSUPPORTED)
     on_reboot = content("on_reboot", enum(*LIFECYCLE_ACTIONS), code=VIR_ERR_CONFIG_UNSUPPORTED)
     on_crash = content("on_crash", enum(*CRASH_ACTIONS), code=VIR_ERR_CONFIG_UNSUPPORTED)
@@ -196,7 +190,7 @@ class DomainFields(ElementDef):
     parallels: Elements[DomainParallelDef] = elements("devices/parallel", "chr_conf.DomainParallelDef")
     consoles: Elements[DomainConsoleDef] = elements("devices/console", "chr_conf.DomainConsoleDef")
     channels: Elements[DomainChannelDef] = elements("devices/channel", "chr_conf.DomainChannelDef")
-    inputs: Elements[DomainInputDef] = elements("devices/input", "virtio_conf.DomainInputDef")
+    inputs: Elements[DomainInputDef] = elements("devices/input", "small_device_conf.DomainInputDef")
     tpms: Elements[DomainTPMDef] = elements("devices/tpm", "board_conf.DomainTPMDef")
     graphics: Elements[DomainGraphicsDef] = elements("devices/graphics", "graphics_conf.DomainGraphicsDef")
     sounds: Elements[DomainSoundDef] = elements("devices/sound", "graphics_conf.DomainSoundDef")
@@ -215,19 +209,21 @@ class DomainFields(ElementDef):
         "devices/nvram", "board_conf.DomainNVRAMDef", second=VIR_ERR_INTERNAL_ERROR
     )
     panics: Elements[DomainPanicDef] = elements("devices/panic", "board_conf.DomainPanicDef")
-    shmems: Elements[DomainShmemDef] = elements("devices/shmem", "virtio_conf.DomainShmemDef")
+    shmems: Elements[DomainShmemDef] = elements("devices/shmem", "small_device_conf.DomainShmemDef")
     memories: Elements[DomainMemoryDef] = elements("devices/memory", "board_conf.DomainMemoryDef")
-    cryptos: Elements[DomainCryptoDef] = elements("devices/crypto", "virtio_conf.DomainCryptoDef", since="crypto")
-    iommus: Elements[DomainIOMMUDef] = elements("devices/iommu", "virtio_conf.DomainIOMMUDef")
+    cryptos: Elements[DomainCryptoDef] = elements("devices/crypto", "small_device_conf.DomainCryptoDef", since="crypto")
+    iommus: Elements[DomainIOMMUDef] = elements("devices/iommu", "small_device_conf.DomainIOMMUDef")
     vsock: OptionalElement[DomainVsockDef] = optional_element(
-        "devices/vsock", "virtio_conf.DomainVsockDef", second=VIR_ERR_XML_ERROR
+        "devices/vsock", "small_device_conf.DomainVsockDef", second=VIR_ERR_XML_ERROR
     )
     pstore: OptionalElement[DomainPstoreDef] = optional_element(
         "devices/pstore", "board_conf.DomainPstoreDef", since="pstore", second=VIR_ERR_XML_ERROR
     )
     seclabel = opaque("seclabel", for_host=True)
     keywrap = opaque("keywrap")
-    launch_security = optional_element("launchSecurity", LaunchSecurityDef)
+    launch_security: OptionalElement[LaunchSecurityDef] = optional_element(
+        "launchSecurity", "launch_security_conf.LaunchSecurityDef"
+    )
 
     @property
     def memory_kib(self) -> int:

@@ -8,9 +8,8 @@ untrusted definitions cannot. Each limit is far above what a guest can have.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import DriveAddress, VirtioSerialAddress
 from pyhostdev.errors import ConfigUnsupportedError, XMLError
 from pyhostdev.util.virxml import shown
 
@@ -71,8 +70,10 @@ def _too_large(dom: DomainFields) -> Iterator[ConfigUnsupportedError]:
         yield _error(f"The domain has {len(dom.controllers)} controllers", CONTROLLERS_MAX, dom.line)
     yield from _controllers_too_large(dom)
     for device, info in dom.device_infos():
-        if isinstance(info.address, (DriveAddress, VirtioSerialAddress)) and info.address.controller >= CONTROLLERS_MAX:
-            yield _error(f"A device names controller {info.address.controller}", CONTROLLERS_MAX - 1, device.line)
+        address: Any = info.address
+        is_numbered = address is not None and address.kind in ("drive", "virtio-serial")
+        if is_numbered and address.controller >= CONTROLLERS_MAX:
+            yield _error(f"A device names controller {address.controller}", CONTROLLERS_MAX - 1, device.line)
 
 
 def _controllers_too_large(dom: DomainFields) -> Iterator[ConfigUnsupportedError]:

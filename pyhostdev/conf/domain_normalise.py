@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pyhostdev.conf.cpu_conf import HypervFeatures
+from pyhostdev.conf.clock_conf import ClockDef
 from pyhostdev.conf.device_conf import DeviceInfo
 from pyhostdev.conf.disk_conf import DomainDiskDef
 from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.graphics_postparse import fill_graphics
-from pyhostdev.conf.os_conf import ClockDef, SizeDef
+from pyhostdev.conf.hypervisor_features_conf import HypervFeatures
+from pyhostdev.conf.os_conf import SizeDef
 from pyhostdev.conf.redundant_values import drop_redundant_values
 from pyhostdev.conf.tuning_postparse import normalise_tuning
 from pyhostdev.conf.xml.xmlcodec import unit_factor
@@ -23,8 +24,8 @@ from pyhostdev.util.viruuid import normal_uuid
 from pyhostdev.util.virxml import shown
 
 if TYPE_CHECKING:
-    from pyhostdev.conf.cpu_conf import FeaturesDef
     from pyhostdev.conf.domain_fields import DomainFields
+    from pyhostdev.conf.features_conf import FeaturesDef
 
 _NAMESPACE = "urn:pyhostdev:domain"  # of the UUIDs derived from a domain's name
 

@@ -9,8 +9,9 @@ Mirrors: src/conf/domain_postparse.c
 
 from __future__ import annotations
 
+from pyhostdev.conf.boot_conf import BootDev
+from pyhostdev.conf.bus_address_conf import CCIDAddress, DriveAddress, VirtioSerialAddress
 from pyhostdev.conf.chr_conf import DomainConsoleDef, DomainSerialDef
-from pyhostdev.conf.device_conf import CCIDAddress, DriveAddress, VirtioSerialAddress
 from pyhostdev.conf.device_postparse import fill_device, fill_video
 from pyhostdev.conf.domain_controllers import (
     add_controller,
@@ -24,7 +25,7 @@ from pyhostdev.conf.domain_normalise import normalise
 from pyhostdev.conf.graphics_conf import DomainVideoDef
 from pyhostdev.conf.guest_addresses import mark_written
 from pyhostdev.conf.newer_words import drop_newer_words
-from pyhostdev.conf.os_conf import BootDev, OSDef, SizeDef
+from pyhostdev.conf.os_conf import OSDef, SizeDef
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigUnsupportedError, XMLError
 from pyhostdev.util.typed import TYPE_CHECKING, Protocol
 from pyhostdev.util.virxml import is_blank

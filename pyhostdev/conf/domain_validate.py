@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from pyhostdev.conf.device_conf import UnassignedAddress, is_user_alias
+from pyhostdev.conf.address_conf import UnassignedAddress
+from pyhostdev.conf.device_conf import is_user_alias
 from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.domain_limits import name_errors
 from pyhostdev.conf.hostdev_conf import MdevSource, PCISource, SCSIHostSource, SCSISource, USBSource

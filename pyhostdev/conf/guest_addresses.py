@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pyhostdev.conf.device_conf import PCIGuestAddress, UnassignedAddress
+from pyhostdev.conf.address_conf import PCIGuestAddress, UnassignedAddress
 from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator
 
+    from pyhostdev.conf.address_conf import DeviceAddress
     from pyhostdev.conf.controller_conf import DomainControllerDef
-    from pyhostdev.conf.device_conf import DeviceAddress, DeviceInfo
+    from pyhostdev.conf.device_conf import DeviceInfo
     from pyhostdev.conf.domain_fields import DomainFields
     from pyhostdev.conf.xml.xmldef import ElementDef
 

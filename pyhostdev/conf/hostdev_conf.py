@@ -11,12 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 from lxml import etree
 
-from pyhostdev.conf.device_conf import (
-    ATTRIBUTE_NUMBER,
-    DeviceInfo,
-    UnassignedAddress,
-    check_pci_address,
-)
+from pyhostdev.conf.address_conf import UnassignedAddress, check_pci_address
+from pyhostdev.conf.device_conf import ATTRIBUTE_NUMBER, DeviceInfo
 from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number_any_base, on_off, yes_no
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import attribute, flag, ignored, inline, opaque, optional_element

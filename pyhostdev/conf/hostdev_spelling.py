@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from pyhostdev.conf.device_conf import UnassignedAddress
+from pyhostdev.conf.address_conf import UnassignedAddress
 from pyhostdev.conf.hostfacts import is_multifunction
 from pyhostdev.errors import ConfigError, XMLError
 

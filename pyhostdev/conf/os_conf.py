@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """
-Boot, clock and memory of a domain.
+Boot and memory of a domain.
 
-Mirrors: virDomainOSDef, virDomainClockDef, virDomainMemtune (src/conf/domain_conf.h)
+Mirrors: virDomainOSDef, virDomainMemtune (src/conf/domain_conf.h)
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from pyhostdev.conf.xml.xmlcodec import (
@@ -18,18 +17,25 @@ from pyhostdev.conf.xml.xmlcodec import (
     on_off,
     signed,
     size_unit,
-    unsigned,
     yes_no,
 )
 from pyhostdev.conf.xml.xmlcodec import unit_factor as unit_factor
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import OptionalElement, attribute, content, elements, flag, opaque, optional_element
-from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_INTERNAL_ERROR, VIR_ERR_XML_ERROR, XMLError
-from pyhostdev.util.virxml import ULLONG_MAX, shown
+from pyhostdev.conf.xml.xmlfield import (
+    Elements,
+    OptionalElement,
+    attribute,
+    content,
+    elements,
+    flag,
+    opaque,
+    optional_element,
+)
+from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, VIR_ERR_XML_ERROR
 
 if TYPE_CHECKING:
+    from pyhostdev.conf.boot_conf import ACPITable, BootDev, FirmwareFeature, InitArgument
     from pyhostdev.conf.storage_source_conf import StorageSource
-    from pyhostdev.util.virxml import Element
 
 ARCHITECTURES = (
     "alpha",
@@ -74,40 +80,6 @@ ARCHITECTURES = (
 NUMA_MODES = ("strict", "preferred", "interleave", "restrictive")
 
 
-class BootDev(ElementDef):
-    """One kind of device to boot from."""
-
-    tag = "boot"
-
-    dev = attribute("dev", enum("fd", "cdrom", "hd", "network"), required=True)
-
-
-class InitArgument(ElementDef):
-    """An argument of a container's init."""
-
-    tag = "initarg"
-
-    value = content("", default="")
-
-
-class FirmwareFeature(ElementDef):
-    """A feature that the firmware must have or lack."""
-
-    tag = "feature"
-
-    enabled = attribute("enabled", yes_no, required=True)
-    name = attribute("name", enum("enrolled-keys", "secure-boot"), required=True)
-
-
-class ACPITable(ElementDef):
-    """A file with an ACPI table."""
-
-    tag = "table"
-
-    type = attribute("type", enum("slic", since={"raw": "acpi-tables"}), required=True)
-    path = content("", default="")
-
-
 class OSDef(ElementDef):
     """
     The <os> element: machine, firmware and boot.
@@ -121,9 +93,9 @@ class OSDef(ElementDef):
     type = content("type", enum("hvm", "xen", "linux", "exe", "uml", "xenpvh"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     arch = attribute("type/@arch", enum(*ARCHITECTURES), code=VIR_ERR_CONFIG_UNSUPPORTED)
     machine = attribute("type/@machine")
-    firmware_features = elements("firmware/feature", FirmwareFeature)
+    firmware_features: Elements[FirmwareFeature] = elements("firmware/feature", "boot_conf.FirmwareFeature")
     init = content("init")
-    init_arguments = elements("initarg", InitArgument)
+    init_arguments: Elements[InitArgument] = elements("initarg", "boot_conf.InitArgument")
     init_env = opaque("initenv")
     init_dir = content("initdir")
     init_user = content("inituser")
@@ -148,8 +120,8 @@ class OSDef(ElementDef):
     dtb = content("dtb")
     shim = content("shim", since="direct-shim")
     root = content("root")
-    acpi_tables = elements("acpi/table", ACPITable)
-    boots = elements("boot", BootDev)
+    acpi_tables: Elements[ACPITable] = elements("acpi/table", "boot_conf.ACPITable")
+    boots: Elements[BootDev] = elements("boot", "boot_conf.BootDev")
     bootmenu_enable = attribute("bootmenu/@enable", yes_no)
     bootmenu_timeout = attribute("bootmenu/@timeout", number)
     bios_useserial = attribute("bios/@useserial", yes_no, lenient=True)
@@ -160,67 +132,6 @@ class OSDef(ElementDef):
     def boot_devs(self) -> list[str]:
         """The kinds of devices to boot from, in order."""
         return [boot.dev or "" for boot in self.boots]
-
-
-SECONDS = r"[-+]?[0-9]{1,18}"  # of a clock's adjustment
-
-
-class ClockTimer(ElementDef):
-    """One timer of the guest."""
-
-    tag = "timer"
-
-    name = attribute(
-        "name",
-        enum("platform", "pit", "rtc", "hpet", "tsc", "kvmclock", "hypervclock", "armvtimer"),
-        required=True,
-    )
-    present = attribute("present", yes_no)
-    tickpolicy = attribute("tickpolicy", enum("delay", "catchup", "merge", "discard"))
-    track = attribute("track", enum("boot", "guest", "wall", "realtime"))
-    frequency = attribute("frequency", big_number)
-    mode = attribute("mode", enum("auto", "native", "emulate", "paravirt", "smpsafe"))
-    threshold = attribute("catchup/@threshold", big_number)
-    slew = attribute("catchup/@slew", big_number)
-    limit = attribute("catchup/@limit", big_number)
-
-
-class ClockDef(ElementDef):
-    """
-    The guest's clock.
-
-    Mirrors: virDomainClockDef (src/conf/domain_conf.h)
-    """
-
-    tag = "clock"
-
-    offset = attribute(
-        "offset",
-        enum("utc", "localtime", "variable", "timezone", "absolute"),
-        default="utc",
-        code=VIR_ERR_CONFIG_UNSUPPORTED,
-    )
-    adjustment = attribute("adjustment")
-    basis = attribute("basis", enum("utc", "localtime"), code=VIR_ERR_CONFIG_UNSUPPORTED)
-    timezone = attribute("timezone")
-    start = attribute("start", signed(-ULLONG_MAX, maximum=ULLONG_MAX), code=VIR_ERR_INTERNAL_ERROR)
-    timers = elements("timer", ClockTimer)
-
-    def parsed(self, element: Element) -> None:
-        """
-        Refuse an offset without its number or name.
-
-        Mirrors: virDomainClockDefParseXML (src/conf/domain_conf.c)
-        """
-        missing = {"timezone": self.timezone, "absolute": self.start}
-        if self.offset in missing and missing[self.offset] is None:
-            what = "timezone" if self.offset == "timezone" else "start"
-            text = f"<clock> with offset='{self.offset}' lacks '{what}'"
-            raise XMLError(text, line=self.line, libvirt_code=VIR_ERR_INTERNAL_ERROR)
-        seconds = self.adjustment if self.offset in ("utc", "localtime") else None
-        if seconds not in (None, "reset") and not re.fullmatch(SECONDS, str(seconds), re.ASCII):
-            text = f"The adjustment '{shown(str(seconds))}' of <clock> is not a number of seconds"
-            raise XMLError(text, line=self.line)
 
 
 class IOMMUFDDef(ElementDef):
@@ -314,35 +225,3 @@ class NumaTuneDef(ElementDef):
     nodeset = attribute("memory/@nodeset", cpuset)
     placement = attribute("memory/@placement", enum("static", "auto"), code=VIR_ERR_CONFIG_UNSUPPORTED)
     memnodes = elements("memnode", NumaMemNode)
-
-
-class LaunchSecurityDef(ElementDef):
-    """Launch security; not supported by ``start``."""
-
-    tag = "launchSecurity"
-
-    type = attribute(
-        "type", enum("sev", "s390-pv", since={"sev-snp": "launch-snp", "tdx": "launch-tdx"}), required=True
-    )
-    kernel_hashes = attribute("kernelHashes", yes_no)
-    author_key = attribute("authorKey", yes_no)
-    vcek = attribute("vcek", yes_no)
-    cbitpos = content("cbitpos", number)
-    reduced_phys_bits = content("reducedPhysBits", number)
-    policy = content("policy", unsigned(0, maximum=ULLONG_MAX))
-    dh_cert = content("dhCert")
-    session = content("session")
-    guest_visible_workarounds = content("guestVisibleWorkarounds")
-    id_block = content("idBlock")
-    id_auth = content("idAuth")
-    host_data = content("hostData")
-    mr_config_id = content("mrConfigId")
-    mr_owner = content("mrOwner")
-    mr_owner_config = content("mrOwnerConfig")
-    quote_service = flag("quoteGenerationService")
-    quote_service_path = attribute("quoteGenerationService/@path")
-
-    def parsed(self, element: Element) -> None:
-        """Refuse SEV without a policy."""
-        if self.type == "sev" and self.policy is None:
-            raise XMLError("<launchSecurity type='sev'> lacks <policy>", line=self.line)

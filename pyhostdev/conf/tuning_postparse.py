@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.os_conf import SECONDS
+from pyhostdev.conf.clock_conf import SECONDS
 from pyhostdev.conf.vcpu_conf import IOThreadDef, IOThreadSched, VcpuDef, VcpuSched
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import (
@@ -25,9 +25,9 @@ from pyhostdev.errors import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pyhostdev.conf.clock_conf import ClockDef
     from pyhostdev.conf.cpu_conf import NumaCell
     from pyhostdev.conf.domain_fields import DomainFields
-    from pyhostdev.conf.os_conf import ClockDef
     from pyhostdev.conf.vcpu_conf import CPUTuneDef
 
 _TIMES = tuple(

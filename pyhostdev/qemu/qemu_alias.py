@@ -14,7 +14,7 @@ import re
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import DIMMAddress, DriveAddress
+from pyhostdev.conf.bus_address_conf import DIMMAddress, DriveAddress
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
 from pyhostdev.qemu.qemu_domain import is_i440fx, is_q35
 

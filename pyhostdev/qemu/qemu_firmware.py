@@ -355,7 +355,7 @@ def _apply(dom: DomainDef, firmware: Firmware) -> None:
 
 
 def _features(firmware: Firmware) -> list[Any]:
-    from pyhostdev.conf.os_conf import FirmwareFeature
+    from pyhostdev.conf.boot_conf import FirmwareFeature
 
     names = ("enrolled-keys", "secure-boot")
     return [FirmwareFeature(name=name, enabled=name in firmware.features) for name in names]

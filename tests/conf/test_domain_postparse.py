@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pyhostdev.conf.device_conf import DriveAddress
+from pyhostdev.conf.bus_address_conf import DriveAddress
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.libvirt_release import RELEASES
 from pyhostdev.errors import ConfigError

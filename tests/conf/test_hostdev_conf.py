@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pyhostdev.conf.device_conf import PCIGuestAddress, UnassignedAddress
+from pyhostdev.conf.address_conf import PCIGuestAddress, UnassignedAddress
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef, MdevSource, SCSISource, USBSource
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, SysfsError, XMLError

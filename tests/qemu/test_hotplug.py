@@ -10,7 +10,7 @@ import pytest
 from hotplugging import CARD, UNIT, Stage, card, live_domain, run
 
 from pyhostdev import ConfigError, DomainDef, DomainHostdevDef, Host, OperationError, PendingError, RefusedError
-from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.conf.address_conf import PCIGuestAddress
 from pyhostdev.conf.domain_conf import proposed_hostdevs
 from pyhostdev.testing import FakeHost
 from pyhostdev.util.memlock import read_memlock

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pyhostdev import ConfigError, DomainDef
-from pyhostdev.conf.device_conf import USBAddress
+from pyhostdev.conf.bus_address_conf import USBAddress
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
 from pyhostdev.qemu import build_command_line, define
 from pyhostdev.qemu.qemu_command import stored_capabilities

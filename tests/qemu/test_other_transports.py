@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 
 from pyhostdev import ConfigUnsupportedError, DomainDef, XMLError
-from pyhostdev.conf.device_conf import VirtioMMIOAddress
+from pyhostdev.conf.bus_address_conf import VirtioMMIOAddress
 from pyhostdev.conf.libvirt_release import RELEASES, LibvirtRelease
 from pyhostdev.qemu import build_command_line, define
 from pyhostdev.qemu.qemu_capabilities import load

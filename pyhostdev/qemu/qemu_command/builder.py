@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import (
+from pyhostdev.conf.address_conf import PCIGuestAddress
+from pyhostdev.conf.bus_address_conf import (
     DIMMAddress,
     ISAAddress,
-    PCIGuestAddress,
     SpaprVIOAddress,
     USBAddress,
     VirtioMMIOAddress,
     VirtioSerialAddress,
-    is_user_alias,
 )
+from pyhostdev.conf.device_conf import is_user_alias
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError, ConfigUnsupportedError
 from pyhostdev.qemu.qemu_command.bootorder import boot_order

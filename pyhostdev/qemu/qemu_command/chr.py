@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import CCIDAddress, VirtioSerialAddress
+from pyhostdev.conf.bus_address_conf import CCIDAddress, VirtioSerialAddress
 from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import DriveAddress
+from pyhostdev.conf.bus_address_conf import DriveAddress
 from pyhostdev.qemu.qemu_alias import scsi_model
 from pyhostdev.qemu.qemu_command.builder import (
     on_off,

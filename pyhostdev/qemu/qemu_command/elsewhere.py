@@ -7,7 +7,7 @@ libvirt prints the same command line with and without each of these fields.
 
 from __future__ import annotations
 
-from pyhostdev.conf.os_conf import LaunchSecurityDef
+from pyhostdev.conf.launch_security_conf import LaunchSecurityDef
 from pyhostdev.conf.passt_conf import NetRoute, PortForward, PortRange
 
 _FOR_PEOPLE = "it is a description for the reader"

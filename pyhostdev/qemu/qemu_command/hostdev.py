@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import DriveAddress, PCIGuestAddress
+from pyhostdev.conf.address_conf import PCIGuestAddress
+from pyhostdev.conf.bus_address_conf import DriveAddress
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import VIR_ERR_INTERNAL_ERROR, ConfigError
 from pyhostdev.qemu.qemu_command.block import iscsi_properties

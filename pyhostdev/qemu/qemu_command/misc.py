@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import SpaprVIOAddress
+from pyhostdev.conf.bus_address_conf import SpaprVIOAddress
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.qemu.qemu_command.builder import on_off, option_value, unsupported, virtio_driver, virtio_options
 from pyhostdev.qemu.qemu_command.chr import add_chardev

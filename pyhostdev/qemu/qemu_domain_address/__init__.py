@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pyhostdev.conf.address_conf import PCIGuestAddress
 from pyhostdev.conf.controller_conf import DomainControllerDef
-from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG, CONNECT_PCI_DEVICE, DomainPCIAddressBus, DomainPCIAddressSet
 from pyhostdev.conf.domain_controllers import place_controller
 from pyhostdev.conf.guest_addresses import COMPANION

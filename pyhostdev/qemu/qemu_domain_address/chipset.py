@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.conf.address_conf import PCIGuestAddress
 from pyhostdev.conf.domain_addr import (
     CONNECT_DMI_TO_PCI_BRIDGE,
     CONNECT_PCI_DEVICE,

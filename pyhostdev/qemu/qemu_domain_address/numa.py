@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pyhostdev.conf.address_conf import PCIGuestAddress
 from pyhostdev.conf.controller_conf import DomainControllerDef
-from pyhostdev.conf.device_conf import PCIGuestAddress
 from pyhostdev.conf.xml.xmlcodec import nodes_of
 from pyhostdev.errors import ConfigError
 from pyhostdev.qemu.qemu_domain import is_arm_virt, is_i440fx, is_q35

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.board_conf import DomainHubDef
-from pyhostdev.conf.device_conf import (
+from pyhostdev.conf.bus_address_conf import (
     CCIDAddress,
     DIMMAddress,
     SpaprVIOAddress,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.device_conf import PCIGuestAddress
+from pyhostdev.conf.address_conf import PCIGuestAddress
 from pyhostdev.conf.device_validate import device_errors
 from pyhostdev.conf.domain_addr import CONNECT_HOTPLUG
 from pyhostdev.conf.newer_words import drop_newer_words

@@ -20,7 +20,8 @@ from pyhostdev.conf.domain_controllers import (
 )
 from pyhostdev.conf.graphics_conf import DomainAudioDef
 from pyhostdev.conf.libvirt_release import DEFAULT_RELEASE
-from pyhostdev.conf.virtio_conf import DomainInputDef, DomainMemballoonDef
+from pyhostdev.conf.small_device_conf import DomainInputDef
+from pyhostdev.conf.virtio_conf import DomainMemballoonDef
 from pyhostdev.conf.xml.xmlcodec import set_text
 from pyhostdev.errors import VIR_ERR_INVALID_ARG, XMLError
 from pyhostdev.qemu.qemu_domain import PPC64, X86, is_arm_virt, is_i440fx, is_pseries, is_q35

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.graphics_conf import DomainSoundDef, DomainVideoDef
     from pyhostdev.conf.hostdev_conf import DomainHostdevDef
     from pyhostdev.conf.net_conf import DomainNetDef
-    from pyhostdev.conf.virtio_conf import DomainShmemDef, DomainVsockDef
+    from pyhostdev.conf.small_device_conf import DomainShmemDef, DomainVsockDef
     from pyhostdev.conf.xml.xmldef import ElementDef
     from pyhostdev.qemu.qemu_capabilities import QEMUCapabilities
 

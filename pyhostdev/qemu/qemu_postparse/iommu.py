@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.virtio_conf import DomainIOMMUDef
+from pyhostdev.conf.small_device_conf import DomainIOMMUDef
 from pyhostdev.errors import XMLError
 from pyhostdev.qemu.qemu_domain import is_q35
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.cpu_conf import HOST_MODES, SPINLOCK_RETRIES_MIN
+from pyhostdev.conf.cpu_conf import HOST_MODES
+from pyhostdev.conf.hypervisor_features_conf import SPINLOCK_RETRIES_MIN
 from pyhostdev.conf.os_conf import unit_factor
 from pyhostdev.errors import VIR_ERR_CONFIG_UNSUPPORTED, ConfigError, ConfigUnsupportedError, XMLError
 from pyhostdev.qemu.qemu_domain import X86, is_arm_virt, is_q35
