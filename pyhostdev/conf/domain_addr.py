@@ -279,7 +279,7 @@ class DomainPCIAddressSet:
         Mirrors: virDomainPCIAddressReserveNextAddr (src/conf/domain_addr.c)
         """
         address = self.find_next(flags, isolation_group, function)
-        if flags & CONNECT_INTEGRATED:  # whose bus was not looked at; the rest was found to fit
+        if flags & CONNECT_INTEGRATED:  # the search does not look at it; the rest fits
             self.validate(address, flags, from_config=False)
         self.buses[address.bus].take(address.slot, address.function, flags, isolation_group, False)
         return address

@@ -107,5 +107,5 @@ class ScanColumns:
         """Return a field as a list, with None where its bit of ``have`` is not set."""
         values = self.packed(name).tolist()
         if self._sure & bit:
-            return values  # type: ignore[return-value]  # no one else has this list
+            return values  # type: ignore[return-value]  # a list of integers that is not shared
         return [value if have & bit else None for value, have in zip(values, self._have, strict=True)]

@@ -253,7 +253,7 @@ def test_every_model_says_what_it_plugs_into() -> None:
 
 
 def test_an_integrated_device_is_only_on_bus_0() -> None:
-    """A part of the chipset is not placed on another bus, even if bus 0 is full."""
+    """A part of the chipset does not get a free slot of another bus."""
     addrs = buses("pci-root", "pci-bridge")
     integrated = CONNECT_PCI_DEVICE | CONNECT_INTEGRATED
     assert [(0, slot) for slot in range(1, 32)] == [addrs.reserve_next(integrated)[1:3] for _ in range(31)]

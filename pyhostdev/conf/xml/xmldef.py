@@ -284,14 +284,16 @@ class ElementDef:
         while todo:
             nested = todo.pop()
             found.append(nested)
-            state, inner = nested.__dict__, list[ElementDef]()
+            state = nested.__dict__
+            inner: list[ElementDef] = []
             for row in nested.table.nested_rows:
                 value = (state if row.owner is None else state[row.owner].__dict__).get(row.name)
                 if isinstance(value, ElementDef):
                     inner.append(value)
                 elif value:
                     inner += value
-            todo += reversed(inner)
+            if inner:
+                todo += reversed(inner)
         return found
 
     def has_odd_words(self) -> bool:
