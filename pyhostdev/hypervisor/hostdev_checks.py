@@ -18,7 +18,6 @@ from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostusage import BOOT_VGA, DEFAULT_ROUTE, MOUNTED, HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.pcidriver import VFIO_PCI
-from pyhostdev.util.selector import Selector
 from pyhostdev.util.typed import TYPE_CHECKING
 from pyhostdev.util.vfioholders import read_group_holders
 from pyhostdev.util.virfile import is_directory, list_names, read_bytes
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from pyhostdev.conf.hostfacts import HostFacts
     from pyhostdev.util.iommugroup import GroupMember
     from pyhostdev.util.journal import Record
+    from pyhostdev.util.selector import Selector
     from pyhostdev.util.virpci import PCIDevice
 
 VF_NETWORK = "vf-network"
@@ -57,6 +57,8 @@ def parse_consent(text: str) -> tuple[str, Selector]:
     if reason not in CONSENT_REASONS:
         known = ", ".join(CONSENT_REASONS)
         raise ConfigError(f"Invalid consent '{text}': expected REASON:ADDRESS with one of {known}")
+    from pyhostdev.util.selector import Selector  # few plans have consents
+
     return reason, Selector.parse(address)
 
 

@@ -20,7 +20,7 @@ from pyhostdev.conf.node_device_conf import (
     node_device_name,
 )
 from pyhostdev.errors import InvalidAddressError, SysfsError
-from pyhostdev.util import pciconfig, pciregs
+from pyhostdev.util import pcilink, pciregs
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.iommugroup import MEMBERS_MAX
 from pyhostdev.util.pciaddress import PCIDeviceAddress
@@ -70,7 +70,7 @@ def _host_path(dev: PCIDevice) -> str:
 
 
 def _read_capability(dev: PCIDevice, names: PCIIds) -> NodeDevCapPCIDev:
-    links = pciconfig.express_links(dev.read_config())
+    links = pcilink.express_links(dev.read_config())
     return NodeDevCapPCIDev(
         address=dev.address,
         class_=dev.class_,

@@ -17,7 +17,6 @@ import re
 
 from pyhostdev.testing import vfio
 from pyhostdev.testing.answers import Blocked, Refusal
-from pyhostdev.testing.driverfiles import IOMMUFD, has_iommufd_module, put_driver, put_iommufd
 from pyhostdev.testing.driverspec import VMD
 from pyhostdev.testing.iommu import IOMMUGroups
 from pyhostdev.testing.kernelstate import PARKED, Pending
@@ -157,7 +156,8 @@ class DriverCore:
         self._put_links(device, driver.name)
         if driver.probe == "hang" or self.block_next:
             self._block(entry, "hang")
-        self.finish(entry)
+        self.state.pending.remove(entry)
+        self._end_probe(device, driver.name)
 
     def detach(self, device: SimDevice) -> None:
         """
@@ -179,11 +179,12 @@ class DriverCore:
             if self.tree.exists(self.root.dev_iommu):
                 vfio.withdraw_device(self.groups, device)
             self._block(entry, "held")
-        self.finish(entry)
+        self.state.pending.remove(entry)
+        self._removed(device, driver)
 
     def finish(self, entry: Pending) -> None:
         """
-        Run the second half of a bind or an unbind.
+        Run the second half of a bind or an unbind that was left pending; its first half may have been interrupted.
 
         Raises:
             Refusal: the probe failed; the link is removed again.
@@ -197,12 +198,15 @@ class DriverCore:
             self._removed(device, entry.driver)
             return
         self._put_links(device, entry.driver)
-        failure = self._probe(self.state.driver(entry.driver), device)
+        self._end_probe(device, entry.driver)
+
+    def _end_probe(self, device: SimDevice, driver: str) -> None:
+        failure = self._probe(self.state.driver(driver), device)
         if failure:
-            self._drop_links(device, entry.driver)
+            self._drop_links(device, driver)
             self._moved(device, None)
             raise Refusal(failure)
-        self._bound(device, entry.driver)
+        self._bound(device, driver)
 
     def force_off(self, device: SimDevice, driver: str) -> None:
         """Unbind a removed function, even if it is held open."""
@@ -318,6 +322,13 @@ class DriverCore:
         Raises:
             Refusal: ENOENT if no driver belongs to that module.
         """
+        from pyhostdev.testing.driverfiles import (  # most modules are loaded already
+            IOMMUFD,
+            has_iommufd_module,
+            put_driver,
+            put_iommufd,
+        )
+
         module = name.replace("-", "_")
         if module == IOMMUFD and has_iommufd_module(self.tree):
             put_iommufd(self.tree)

@@ -58,9 +58,10 @@ def _run_named(args: argparse.Namespace, roots: list[str]) -> int:
         return plan_hosts.run(args, None, roots)
     args.root = roots[0]
     host = arguments.host_of(args)
-    release = releases.release_of(args, host)
+    answering = releases.answering(args, host)
+    release = answering.release
     plan = host.plan(devices.named_domain(args, host), args.policy, accept=args.accept, release=release)
-    releases.report_release(args, host)
+    releases.tell_release(args, answering)
     _print(args, plan, None, None)
     return 0 if plan.ok else 1
 

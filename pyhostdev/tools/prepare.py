@@ -32,10 +32,10 @@ def run(args: argparse.Namespace) -> int:
     node_owner = None if args.user is None else (args.user.uid, args.user.gid)
     manager = arguments.manager_of(args)
     definition = devices.named_domain(args, manager.host) if is_named else _written_domain(args, manager.host)
-    release = releases.release_of(args, manager.host)
-    plan = manager.host.plan(definition, args.policy, accept=args.accept, release=release)
+    found = releases.answering(args, manager.host)
+    plan = manager.host.plan(definition, args.policy, accept=args.accept, release=found.release)
     if plan.ok:
-        releases.report_release(args, manager.host)
+        releases.tell_release(args, found)
         tell_notes(plan.notes)
     if not manager.prepare(plan, node_owner=node_owner):
         complain(f"note: domain '{plan.owner}' already has these devices")

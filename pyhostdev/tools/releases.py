@@ -127,12 +127,17 @@ def release_of(args: argparse.Namespace, host: Host) -> LibvirtRelease:
 
 def report_release(args: argparse.Namespace, host: Host) -> LibvirtRelease:
     """Return the release of a verb that asks no emulator, and report it on stderr if the user did not name it."""
+    found = answering(args, host)
+    tell_release(args, found)
+    return found.release
+
+
+def tell_release(args: argparse.Namespace, found: Answering) -> None:
+    """Report the release on stderr if the user did not name it."""
     from pyhostdev.tools.main import complain
 
-    found = answering(args, host)
     if args.libvirt is None:
         complain(f"note: answered as {found}")
-    return found.release
 
 
 def capabilities_of(args: argparse.Namespace, dom: DomainDef, host: Host) -> QEMUCapabilities:

@@ -9,17 +9,6 @@ A value beyond the end is None, "unknown", and every walk is bounded.
 from __future__ import annotations
 
 from pyhostdev.util import pciregs
-from pyhostdev.util.typed import NamedTuple
-
-
-class ExpressLinks(NamedTuple):
-    """The link of a PCI Express function: the most that its port supports, and how it runs."""
-
-    port: int
-    max_speed: int
-    max_width: int
-    speed: int
-    width: int
 
 
 def byte(config: bytes, offset: int) -> int | None:
@@ -151,27 +140,6 @@ def acs_state(config: bytes) -> str | None:
         return None if offset is None else "absent"
     control = word(config, offset + pciregs.ACS_CTRL)
     return None if control is None else "on" if control else "off"
-
-
-def express_links(config: bytes) -> ExpressLinks | None:
-    """
-    Return the link registers; None for a function without a link, and if too few bytes could be read.
-
-    Mirrors: virPCIDeviceHasPCIExpressLink, virPCIDeviceGetLinkCapSta (src/util/virpci.c)
-    """
-    kind = express_type(config)
-    if kind in (None, pciregs.EXP_TYPE_RC_INTEGRATED, pciregs.EXP_TYPE_RC_EVENT_COLLECTOR):
-        return None
-    offset = find_capability(config, pciregs.CAP_ID_EXPRESS) or 0
-    most, now = dword(config, offset + pciregs.EXP_LNKCAP), word(config, offset + pciregs.EXP_LNKSTA)
-    if most is None or now is None:
-        return None
-    return ExpressLinks(most >> pciregs.EXP_LNKCAP_PORT_SHIFT, *_speed_and_width(most), *_speed_and_width(now))
-
-
-def _speed_and_width(register: int) -> tuple[int, int]:
-    width = register >> pciregs.EXP_LINK_WIDTH_SHIFT & pciregs.EXP_LINK_WIDTH_MASK
-    return register & pciregs.EXP_LINK_SPEED_MASK, width
 
 
 def has_flr(config: bytes) -> bool | None:

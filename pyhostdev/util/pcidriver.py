@@ -16,11 +16,12 @@ from pyhostdev.errors import DeviceMissingError, InDoubtError, OperationError, S
 from pyhostdev.util.hostroot import HostRoot, check_driver_name
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.typed import TYPE_CHECKING, NamedTuple
-from pyhostdev.util.virfile import read_attribute, read_link_name, read_number, read_status
+from pyhostdev.util.virfile import parse_number, read_attributes, read_link_name, read_status
 
 if TYPE_CHECKING:
     from pyhostdev.util.sysfs_writer import SysfsWriter
 
+_IDENTITY = ("vendor", "device", "subsystem_vendor", "subsystem_device", "class")  # of a fingerprint
 VFIO_PCI = "vfio-pci"
 OVERRIDE_CLEAR = b"\n"  # an empty write never reaches the kernel's handler
 
@@ -64,19 +65,18 @@ def read_binding(root: HostRoot, address: PCIDeviceAddress) -> Binding:
     incarnation = read_incarnation(root, address)
     if incarnation is None:
         raise DeviceMissingError(f"Device {address} is not on this host", reason="device-missing", address=address)
-    override = read_attribute(root, f"{top}/driver_override")
+    paths = [f"{top}/{name}" for name in ("driver_override", *_IDENTITY)]
+    override, *texts = read_attributes(root, paths)
     return Binding(
         driver=read_link_name(root, f"{top}/driver"),
         override=None if override in (None, "", "(null)") else override,
         incarnation=incarnation,
-        fingerprint=_read_fingerprint(root, top),
+        fingerprint=":".join(map(_shown_number, texts, paths[1:])),
     )
 
 
-def _read_fingerprint(root: HostRoot, top: str) -> str:
-    names = ("vendor", "device", "subsystem_vendor", "subsystem_device", "class")
-    numbers = (read_number(root, f"{top}/{name}") for name in names)
-    return ":".join("-" if number is None else f"{number:04x}" for number in numbers)
+def _shown_number(text: str | None, path: str) -> str:
+    return "-" if text is None else f"{parse_number(text, path):04x}"
 
 
 class DriverMover:

@@ -34,6 +34,7 @@ UNPLUGGING = "unplugging"  # the guest was asked and has not released them
 STUCK_STAGED = "stuck-staged"  # QEMU has functions that the guest neither sees nor can release
 PHASES = (PREPARED, PLUGGING, PLUGGED, UNPLUGGING, STUCK_STAGED)
 LAST_MOMENT = 253402300799  # seconds since 1970 UTC, at the end of the year 9999
+_NO_EXTRA = "{}"
 NEWER = "newer"  # stands for a record in an unknown, newer version; never written
 
 _NODE_NAME = r"[0-9]{1,9}|devices/vfio[0-9]{1,9}"
@@ -115,7 +116,7 @@ class Record(NamedTuple):
     asked: Asked | None = None
     since: int | None = None
     plug: Plug | None = None
-    extra: str = "{}"
+    extra: str = _NO_EXTRA
 
     @property
     def is_active(self) -> bool:
@@ -152,7 +153,8 @@ def newer_text(address: PCIDeviceAddress) -> str:
 def encode(record: Record) -> bytes:
     """Return the bytes of a record's file."""
     fields = record._asdict()
-    extra = parse_json(fields.pop("extra"))
+    extra = fields.pop("extra")
+    extra = {} if extra == _NO_EXTRA else parse_json(extra)
     fields["address"] = str(record.address)
     fields["original"] = record.original._asdict()
     fields["listed_as"] = record.listed_as and record.listed_as._asdict()
@@ -163,14 +165,14 @@ def encode(record: Record) -> bytes:
         if fields[name] is not None:
             fields[name] = {**extra.pop(name, {}), **fields[name]}
     fields = {**extra, **fields}
-    text = {"version": VERSION, "crc32": _checksum(fields), "record": fields}
-    return (format_json(text) + "\n").encode()
+    text = format_json(fields)
+    return f'{{"crc32": {_checksum(text)}, "record": {text}, "version": {VERSION}}}\n'.encode()
 
 
-def _checksum(fields: Mapping[str, Any]) -> int:
+def _checksum(text: str) -> int:
     import zlib  # a host without records needs none
 
-    return zlib.crc32(format_json(fields).encode())
+    return zlib.crc32(text.encode())
 
 
 def decode(data: bytes, name: str) -> Record:
@@ -182,7 +184,7 @@ def decode(data: bytes, name: str) -> Record:
             raise ValueError(f"version {version!r} is unknown")
         if version > VERSION:
             return _newer(fields, name)
-        if _checksum(fields) != text["crc32"]:
+        if _checksum(format_json(fields)) != text["crc32"]:
             raise ValueError("its checksum is wrong")
         record = _record(fields)
     except (KeyError, TypeError, AttributeError, HostdevError) as err:

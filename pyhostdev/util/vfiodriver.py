@@ -28,7 +28,8 @@ GENERIC_NAMES = (None, "vfio")  # no driver was named; libvirt's name of the bac
 VFIO_PCI_MODULE = "vfio_pci"
 
 _PREFIX = b"\nalias vfio_pci:"
-_ALIAS = rb"v(F)d(F)sv(F)sd(F)bc(F)sc(F)i(F) (\S+)".replace(b"F", rb"[0-9A-F]+|\*")
+_FIELD = rb"([a-z]+)([0-9A-F]+|\*)"
+_NAMES = ("v", "d", "sv", "sd", "bc", "sc", "i")  # of the fields, in their order
 _ANY = "*"
 
 
@@ -52,8 +53,7 @@ class ModuleAlias(NamedTuple):
         return self.fields.count(_ANY)
 
     def __str__(self) -> str:
-        names = ("v", "d", "sv", "sd", "bc", "sc", "i")
-        return "vfio_pci:" + "".join(name + field for name, field in zip(names, self.fields, strict=True))
+        return "vfio_pci:" + "".join(name + field for name, field in zip(_NAMES, self.fields, strict=True))
 
 
 class DriverChoice(NamedTuple):
@@ -90,9 +90,17 @@ def read_kernel_release(root: HostRoot) -> str | None:
 def parse_aliases(data: bytes) -> list[ModuleAlias]:
     """Return the lines of ``modules.alias`` about VFIO drivers, in their order."""
     lines = (piece.partition(b"\n")[0] for piece in (b"\n" + data).split(_PREFIX)[1:])
-    found = (re.fullmatch(_ALIAS, line.strip()) for line in lines)
-    texts = ([part.decode("utf-8", "surrogateescape") for part in match.groups()] for match in found if match)
-    return [ModuleAlias(tuple(fields), module) for *fields, module in texts]
+    found = (_parse_alias(line.strip()) for line in lines)
+    return [alias for alias in found if alias is not None]
+
+
+def _parse_alias(line: bytes) -> ModuleAlias | None:
+    identity, _, module = line.partition(b" ")
+    parts = re.findall(_FIELD, identity)
+    names = tuple(name.decode("ascii") for name, _ in parts)
+    if names != _NAMES or b"".join(map(b"".join, parts)) != identity or module.split() != [module]:
+        return None
+    return ModuleAlias(tuple(value.decode("ascii") for _, value in parts), module.decode("utf-8", "surrogateescape"))
 
 
 def identity_of(dev: PCIDevice) -> tuple[str, ...] | None:

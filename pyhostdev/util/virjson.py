@@ -9,8 +9,6 @@ Mirrors: src/util/virjson.c
 
 from __future__ import annotations
 
-import math
-
 from pyhostdev.util.typed import Any
 
 
@@ -40,6 +38,8 @@ def format_json(value: Any) -> str:
 
 def _finite(text: str) -> float:
     """Return a number; Python's parser also accepts NaN and Infinity, which no int can hold."""
+    import math  # few texts have fractions
+
     number = float(text)
     if not math.isfinite(number):
         raise ValueError(f"{text[:20]} is not a finite number")

@@ -44,7 +44,8 @@ def as_utf8(source: str | bytes) -> bytes:
         raise XMLError(f"XML of {len(source)} characters is larger than the limit of {SIZE_MAX}")
     if isinstance(source, str):
         return _encode(source)
-    declared = re.match(_DECLARED_ENCODING, source.removeprefix(b"\xef\xbb\xbf"))
+    start = source.removeprefix(b"\xef\xbb\xbf")
+    declared = re.match(_DECLARED_ENCODING, start) if start.startswith(b"<?xml") else None
     name = declared[1].decode("ascii").lower() if declared else "utf-8"
     if name not in _ENCODINGS:
         raise XMLError(f"XML in encoding '{name}' is not supported, only UTF-8", line=1)

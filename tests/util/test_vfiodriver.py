@@ -87,6 +87,11 @@ def test_lines_that_are_not_aliases_of_vfio_drivers() -> None:
         b"# Aliases",
         b"alias pci:v*d*sv*sd*bc*sc*i* ordinary",
         b"alias vfio_pci:v*d* broken",
+        b"alias vfio_pci:d*v*sv*sd*bc*sc*i* out_of_order",
+        b"alias vfio_pci:v*d*sv*sd*bc*sc*i** more_than_a_field",
+        b"alias vfio_pci:v00001af4d*sv*sd*bc*sc*i* small_letters",
+        b"alias vfio_pci:v*d*sv*sd*bc*sc*i* two words",
+        b"alias vfio_pci:v*d*sv*sd*bc*sc*i* ",
         b"alias vfio_pci:v00001AF4d00001041sv*sd*bc*sc*i* virtio_vfio_pci",
     ]
     (alias,) = parse_aliases(b"\n".join(lines))
