@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pyhostdev.conf.address_conf import PCIGuestAddress, UnassignedAddress
+from pyhostdev.conf.bus_address_conf import ADDRESS_TYPES
+from pyhostdev.conf.device_conf import AnyAddress
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.xml.xmldef import ElementDef
 from pyhostdev.conf.xml.xmlfield import Opaque
@@ -104,7 +107,8 @@ def step(place: Place, tag: str) -> Iterator[Place]:
 def kinds(definition: Any) -> Iterator[type[ElementDef]]:
     """Yield a definition and those that can stand in its place."""
     yield definition
-    for derived in definition.__subclasses__():
+    addresses = (PCIGuestAddress, UnassignedAddress, *ADDRESS_TYPES.values())
+    for derived in addresses if definition is AnyAddress else definition.__subclasses__():
         yield from kinds(derived)
 
 

@@ -24,7 +24,7 @@ WORD_NUMBERS = Renumbering("word-numbers", VIR_ERR_XML_ERROR)
 _ALIAS_CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
 
 
-class _AnyAddress(DeviceAddress):
+class AnyAddress(DeviceAddress):
     """An address in the XML, whose ``type`` selects its definition."""
 
     @classmethod
@@ -75,7 +75,7 @@ class DeviceInfo(ElementDef):
     rom_file = attribute("rom/@file")
     acpi_index = attribute("acpi/@index", positive)
     acpi_nodeset = attribute("acpi/@nodeset", nodeset, since="acpi-nodeset")
-    address: OptionalElement[DeviceAddress] = optional_element("address", _AnyAddress)
+    address: OptionalElement[DeviceAddress] = optional_element("address", AnyAddress)
 
     # set when the domain is defined, see guest_addresses
     written_at: int | None = None  # its position in the user's definition; None for added devices
