@@ -105,7 +105,7 @@ def _destination(request: Request) -> str:
     return "given to the guest" if request.role == ASSIGNED else "kept from the guest"
 
 
-def reset_phrase(method: str | None) -> str:
+def reset_phrase(method: str) -> str:
     """Return the phrase about a device that the kernel resets alone."""
     return f"reset ({method}, which reaches nothing else)"
 

@@ -437,7 +437,7 @@ class _Planner:
 
     def fates(self) -> list[FunctionPlan]:
         """Return the fate of each member of a touched group, then of the devices without a group; reads nothing."""
-        resets = {at: self.bus_resets.get(at) or reset_phrase(method) for at, method in self.resets.items()}
+        resets = {at: reset_phrase(method) if method else self.bus_resets[at] for at, method in self.resets.items()}
         return function_plans(self.requests, self.members, self.records, resets, self.vanishing)
 
 

@@ -136,7 +136,7 @@ class PCIDevice:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What its driver and the rules of assignment ask of a function: its identity, and its driver."""
+        """Its identity and its driver: the choice of a VFIO driver and the rules of assignment depend on these."""
         return (*self._record[1:7], self.is_vfio)
 
     @property
@@ -357,8 +357,7 @@ class PCIDevice:
     @property
     def is_vfio(self) -> bool:
         """True if it was bound to vfio-pci or one of its variants when the object was made."""
-        known: bool | None = self._facts.get("vfio")
-        return self._fact("vfio", self._read_is_vfio) if known is None else known
+        return self._fact("vfio", self._read_is_vfio)
 
     def _read_is_vfio(self) -> bool:
         return is_vfio_driver(self.root, self.address, self.driver)

@@ -298,16 +298,10 @@ class ElementDef:
 
     def has_odd_words(self) -> bool:
         """Return True if this definition or a nested one has unknown, repeated or invalid attributes or elements."""
-        if self.repeated or self.unread_words or self.invalid_words or (self.unknown and any(self.unknown.values())):
-            return True
-        state = self.__dict__
-        for row in self.table.nested_rows:  # an inlined part has no words of its own
-            holder = state if row.owner is None else state[row.owner].__dict__
-            value = holder.get(row.name)
-            for part in (value,) if isinstance(value, ElementDef) else value or ():
-                if part.has_odd_words():
-                    return True
-        return False
+        return any(nested._has_own_odd_words() for nested in self.elements())
+
+    def _has_own_odd_words(self) -> bool:
+        return bool(self.repeated or self.unread_words or self.invalid_words or any(self.unknown.values()))
 
     def kept_words(self) -> dict[tuple[str, ...], list[Unknown]]:
         """Return the unknown and the invalid newer attributes and elements, by their path of elements."""
