@@ -7,6 +7,7 @@
 #include "pciscan_internal.h"
 
 #define NUMBER_DIGITS 10 /* of a 32-bit number */
+#define NEAR	      8	 /* functions that a search passes one by one */
 
 static int list_keys(struct phd_dents *dents, uint64_t *keys, size_t capacity, size_t *count)
 {
@@ -143,12 +144,11 @@ size_t phd_format(const struct phd_record *records, size_t count, char *text)
 	return (size_t)(out - text);
 }
 
-/*
- * The index of the first key that is not below this one; the caller knows that it lies between low
- * and high.
- */
-static size_t bisect(const struct phd_scan *scan, uint64_t key, size_t low, size_t high)
+/* The first record whose key is not below this one; the end if all are below. */
+static struct phd_record *bisect(const struct phd_scan *scan, uint64_t key)
 {
+	size_t low = 0, high = scan->count;
+
 	while (low < high) {
 		size_t middle = low + (high - low) / 2;
 
@@ -157,22 +157,24 @@ static size_t bisect(const struct phd_scan *scan, uint64_t key, size_t low, size
 		else
 			high = middle;
 	}
-	return low;
+	return &scan->records[low];
 }
 
-/* Drivers list their functions roughly in order, so the search starts at the last result. */
+/*
+ * The search starts near the last result: some file systems list in order, or in reverse.  The
+ * kernel's sysfs does neither.
+ */
 struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
 {
-	size_t low = scan->last_found, high = low, reach = 1;
+	struct phd_record *record = scan->records + scan->last_found;
+	const struct phd_record *end = scan->records + scan->count;
 
-	if (low + 1 < scan->count && scan->records[low + 1].key == key)
-		return &scan->records[scan->last_found = low + 1]; /* as nearly always */
-	if (low < scan->count && scan->records[low].key < key)
-		for (; high < scan->count && scan->records[high].key < key; reach *= 2)
-			high = high + reach < scan->count ? high + reach : scan->count;
-	else
-		for (; low > 0 && scan->records[low - 1].key >= key; reach *= 2)
-			low = low > reach ? low - reach : 0;
-	low = scan->last_found = bisect(scan, key, low, high);
-	return low < scan->count && scan->records[low].key == key ? &scan->records[low] : NULL;
+	for (int i = 0; i < NEAR && record < end && record->key < key; i++)
+		record++;
+	for (int i = 0; i < NEAR && record > scan->records && record[-1].key >= key; i++)
+		record--;
+	if (record == end || record->key != key)
+		record = bisect(scan, key);
+	scan->last_found = (size_t)(record - scan->records);
+	return record < end && record->key == key ? record : NULL;
 }
