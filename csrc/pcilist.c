@@ -28,12 +28,14 @@ static int list_keys(struct phd_dents *dents, uint64_t *keys, size_t capacity, s
 	return ret;
 }
 
-static void sort_by_byte(const uint64_t *from, uint64_t *to, size_t count, int shift)
+/* Items of one or two words, sorted by one byte of the first word. */
+static inline void sort_by_byte(const uint64_t *from, uint64_t *to, size_t count, size_t words,
+				int shift)
 {
 	size_t start[256] = {0}, sum = 0;
 
 	for (size_t i = 0; i < count; i++)
-		start[from[i] >> shift & 0xff]++;
+		start[from[i * words] >> shift & 0xff]++;
 	for (int byte = 0; byte < 256; byte++) {
 		size_t here = start[byte];
 
@@ -41,27 +43,28 @@ static void sort_by_byte(const uint64_t *from, uint64_t *to, size_t count, int s
 		sum += here;
 	}
 	for (size_t i = 0; i < count; i++)
-		to[start[from[i] >> shift & 0xff]++] = from[i];
+		memcpy(to + words * start[from[i * words] >> shift & 0xff]++, from + i * words,
+		       words * sizeof(*from));
 }
 
 /* Sort by bytes from the lowest up; bytes that are the same in all keys are skipped. */
-void phd_sort(uint64_t *keys, uint64_t *scratch, size_t count)
+static inline void sort(uint64_t *items, uint64_t *scratch, size_t count, size_t words)
 {
-	uint64_t differ = 0, *from = keys, *to = scratch;
+	uint64_t differ = 0, *from = items, *to = scratch;
 
 	for (size_t i = 1; i < count; i++)
-		differ |= keys[i] ^ keys[0];
+		differ |= items[i * words] ^ items[0];
 	for (int shift = 0; shift < 64; shift += 8) {
 		uint64_t *was = from;
 
 		if (!(differ >> shift & 0xff))
 			continue;
-		sort_by_byte(from, to, count, shift);
+		sort_by_byte(from, to, count, words, shift);
 		from = to;
 		to = was;
 	}
-	if (from != keys)
-		memcpy(keys, from, count * sizeof(*keys));
+	if (from != items)
+		memcpy(items, from, count * words * sizeof(*items));
 }
 
 static struct phd_dents start_listing(int fd, const struct phd_buffers *buffers, uint32_t *steps)
@@ -88,7 +91,7 @@ int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffe
 	ret = list_keys(&dents, keys, capacity, count);
 	if (ret < 0)
 		return phd_fail(err, ret, "devices", NULL);
-	phd_sort(keys, keys + capacity, *count);
+	sort(keys, keys + capacity, *count, 1);
 	return 0;
 }
 
@@ -123,7 +126,25 @@ int phd_list_entries(int fd, int are_numbers, struct phd_entry *entries, size_t 
 	}
 	if (ret == 0 && *count > capacity)
 		ret = -ENOBUFS;
+	if (ret == 0)
+		sort((uint64_t *)entries, (uint64_t *)(entries + capacity), *count, 2);
 	return ret;
+}
+
+size_t phd_only_in(const struct phd_entry *entries, size_t count, const struct phd_entry *other,
+		   size_t other_count, uint64_t *keys)
+{
+	const struct phd_entry *end = other + other_count;
+	size_t found = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		while (other < end && other->key < entries[i].key)
+			other++;
+		if (other == end || other->key != entries[i].key ||
+		    other->inode != entries[i].inode)
+			keys[found++] = entries[i].key;
+	}
+	return found;
 }
 
 int phd_is_sysfs(int fd)
