@@ -7,6 +7,8 @@
 #include "cleanup.h"
 #include "pciscan_internal.h"
 
+#define MODALIAS_LENGTH 53
+
 int phd_fail(struct phd_error *err, int ret, const char *top, const char *name)
 {
 	size_t used = 0;
@@ -27,7 +29,7 @@ int phd_fail_here(struct phd_scan *scan, int ret)
 	return phd_fail(scan->err, ret, "devices", scan->path);
 }
 
-void phd_set_current(struct phd_scan *scan, uint64_t key)
+static void set_current(struct phd_scan *scan, uint64_t key)
 {
 	if (scan->prefix && key >> 8 == scan->current >> 8) {
 		phd_format_slot(key, scan->path + scan->prefix - 1 - PHD_SLOT_LENGTH);
@@ -37,15 +39,6 @@ void phd_set_current(struct phd_scan *scan, uint64_t key)
 	}
 	scan->path[scan->prefix] = '\0';
 	scan->current = key;
-}
-
-const char *phd_attr(struct phd_scan *scan, const char *name)
-{
-	size_t length = strnlen(name, PHD_ATTR_MAX - 1);
-
-	memcpy(scan->path + scan->prefix, name, length);
-	scan->path[scan->prefix + length] = '\0';
-	return scan->path + (scan->function_fd >= 0 ? scan->prefix : 0);
 }
 
 /*
@@ -58,7 +51,7 @@ int phd_enter_function(struct phd_scan *scan, size_t index)
 	int fd;
 
 	phd_close(&scan->function_fd);
-	phd_set_current(scan, record->key);
+	set_current(scan, record->key);
 	if (!scan->is_confined || (scan->parent_fd >= 0 && record->flags & PHD_FLAG_REAL))
 		return 0;
 	fd = phd_open_bus(-1, scan->buffers, "devices", scan->path, O_PATH | O_DIRECTORY);
@@ -125,28 +118,33 @@ static uint32_t hex(const char *text, int count, uint32_t limit)
 	return value <= limit ? value : UINT32_MAX;
 }
 
-/* pci:v00008086d00001521sv...sd...bc02sc00i00, every field of fixed width (kernel: modalias_show)
+/* Takes a tag and the digits that follow it; false if the text does not start so. */
+static inline bool take_field(const char **text, const char *tag, int digits, uint32_t *value)
+{
+	size_t length = strlen(tag);
+
+	if (memcmp(*text, tag, length))
+		return false;
+	*value = hex(*text + length, digits, 0xffff);
+	*text += length + (size_t)digits;
+	return *value != UINT32_MAX;
+}
+
+/*
+ * pci:v00008086d00001521sv00008086sd00000001bc02sc00i00, every field of fixed width (kernel:
+ * modalias_show)
  */
 static bool parse_modalias(const char *text, ssize_t n, struct phd_record *record)
 {
-	static const char form[] = "pci:v--------d--------sv--------sd--------bc--sc--i--";
 	uint32_t vendor, device, subvendor, subdevice, base, sub, interface;
 
-	if (n < (ssize_t)sizeof(form) - 1 || n > (ssize_t)sizeof(form))
+	if (n != MODALIAS_LENGTH && (n != MODALIAS_LENGTH + 1 || text[n - 1] != '\n'))
 		return false;
-	if (n == (ssize_t)sizeof(form) && text[n - 1] != '\n')
-		return false;
-	for (size_t i = 0; i < sizeof(form) - 1; i++)
-		if (form[i] != '-' && form[i] != text[i])
-			return false;
-	vendor = hex(text + 5, 8, 0xffff);
-	device = hex(text + 14, 8, 0xffff);
-	subvendor = hex(text + 24, 8, 0xffff);
-	subdevice = hex(text + 34, 8, 0xffff);
-	base = hex(text + 44, 2, 0xff);
-	sub = hex(text + 48, 2, 0xff);
-	interface = hex(text + 51, 2, 0xff);
-	if ((vendor | device | subvendor | subdevice | base | sub | interface) > 0xffff)
+	if (!take_field(&text, "pci:v0000", 4, &vendor) ||
+	    !take_field(&text, "d0000", 4, &device) ||
+	    !take_field(&text, "sv0000", 4, &subvendor) ||
+	    !take_field(&text, "sd0000", 4, &subdevice) || !take_field(&text, "bc", 2, &base) ||
+	    !take_field(&text, "sc", 2, &sub) || !take_field(&text, "i", 2, &interface))
 		return false;
 	record->vendor = (uint16_t)vendor;
 	record->device = (uint16_t)device;
@@ -230,9 +228,9 @@ int phd_read_ids(struct phd_scan *scan, struct phd_record *record)
 	return read_id_files(scan, record);
 }
 
-ssize_t phd_read_link(struct phd_scan *scan, const char *attr, char *target, const char **name)
+ssize_t phd_read_link(struct phd_scan *scan, const char *path, char *target, const char **name)
 {
-	ssize_t n = readlinkat(phd_here(scan), phd_attr(scan, attr), target, PHD_LINK_MAX);
+	ssize_t n = readlinkat(phd_here(scan), path, target, PHD_LINK_MAX);
 	const char *slash;
 
 	if (n < 0)
@@ -246,11 +244,11 @@ ssize_t phd_read_link(struct phd_scan *scan, const char *attr, char *target, con
 	return n > 0 ? n : phd_fail_here(scan, -EBADMSG);
 }
 
-int phd_read_address_link(struct phd_scan *scan, const char *attr, uint64_t *key)
+int phd_read_address_link(struct phd_scan *scan, const char *path, uint64_t *key)
 {
 	char target[PHD_LINK_MAX];
 	const char *name;
-	ssize_t n = phd_read_link(scan, attr, target, &name);
+	ssize_t n = phd_read_link(scan, path, target, &name);
 
 	*key = PHD_NONE64;
 	if (n <= 0)

@@ -130,7 +130,7 @@ static int read_group(struct phd_scan *scan, struct phd_record *record, bool *is
 		*is_sure = true;
 		return 0;
 	}
-	n = phd_read_link(scan, "iommu_group", target, &name);
+	n = phd_read_link(scan, phd_attr(scan, "iommu_group"), target, &name);
 	if (n < 0)
 		return (int)n;
 	if (n == 0) {
@@ -159,7 +159,7 @@ static int read_driver(struct phd_scan *scan, struct phd_record *record)
 
 	if (scan->are_drivers_known && (scan->is_linked || record->have & PHD_HAVE_DRIVER))
 		return 0;
-	n = phd_read_link(scan, "driver", target, &name);
+	n = phd_read_link(scan, phd_attr(scan, "driver"), target, &name);
 	if (n <= 0)
 		return (int)n;
 	record->have |= PHD_HAVE_DRIVER;
@@ -169,7 +169,7 @@ static int read_driver(struct phd_scan *scan, struct phd_record *record)
 static int read_physfn(struct phd_scan *scan, struct phd_record *record)
 {
 	uint64_t pf;
-	int ret = phd_read_address_link(scan, "physfn", &pf);
+	int ret = phd_read_address_link(scan, phd_attr(scan, "physfn"), &pf);
 
 	if (ret < 0 || pf == PHD_NONE64)
 		return ret;

@@ -7,6 +7,7 @@
 #include "pciscan_internal.h"
 
 #define NUMBER_DIGITS 10 /* of a 32-bit number */
+#define NEAR	      8	 /* functions that a search passes one by one */
 
 static int list_keys(struct phd_dents *dents, uint64_t *keys, size_t capacity, size_t *count)
 {
@@ -27,12 +28,14 @@ static int list_keys(struct phd_dents *dents, uint64_t *keys, size_t capacity, s
 	return ret;
 }
 
-static void sort_by_byte(const uint64_t *from, uint64_t *to, size_t count, int shift)
+/* Items of one or two words, sorted by one byte of the first word. */
+static inline void sort_by_byte(const uint64_t *from, uint64_t *to, size_t count, size_t words,
+				int shift)
 {
 	size_t start[256] = {0}, sum = 0;
 
 	for (size_t i = 0; i < count; i++)
-		start[from[i] >> shift & 0xff]++;
+		start[from[i * words] >> shift & 0xff]++;
 	for (int byte = 0; byte < 256; byte++) {
 		size_t here = start[byte];
 
@@ -40,27 +43,28 @@ static void sort_by_byte(const uint64_t *from, uint64_t *to, size_t count, int s
 		sum += here;
 	}
 	for (size_t i = 0; i < count; i++)
-		to[start[from[i] >> shift & 0xff]++] = from[i];
+		memcpy(to + words * start[from[i * words] >> shift & 0xff]++, from + i * words,
+		       words * sizeof(*from));
 }
 
 /* Sort by bytes from the lowest up; bytes that are the same in all keys are skipped. */
-void phd_sort(uint64_t *keys, uint64_t *scratch, size_t count)
+static inline void sort(uint64_t *items, uint64_t *scratch, size_t count, size_t words)
 {
-	uint64_t differ = 0, *from = keys, *to = scratch;
+	uint64_t differ = 0, *from = items, *to = scratch;
 
 	for (size_t i = 1; i < count; i++)
-		differ |= keys[i] ^ keys[0];
+		differ |= items[i * words] ^ items[0];
 	for (int shift = 0; shift < 64; shift += 8) {
 		uint64_t *was = from;
 
 		if (!(differ >> shift & 0xff))
 			continue;
-		sort_by_byte(from, to, count, shift);
+		sort_by_byte(from, to, count, words, shift);
 		from = to;
 		to = was;
 	}
-	if (from != keys)
-		memcpy(keys, from, count * sizeof(*keys));
+	if (from != items)
+		memcpy(items, from, count * words * sizeof(*items));
 }
 
 static struct phd_dents start_listing(int fd, const struct phd_buffers *buffers, uint32_t *steps)
@@ -87,7 +91,7 @@ int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffe
 	ret = list_keys(&dents, keys, capacity, count);
 	if (ret < 0)
 		return phd_fail(err, ret, "devices", NULL);
-	phd_sort(keys, keys + capacity, *count);
+	sort(keys, keys + capacity, *count, 1);
 	return 0;
 }
 
@@ -122,7 +126,25 @@ int phd_list_entries(int fd, int are_numbers, struct phd_entry *entries, size_t 
 	}
 	if (ret == 0 && *count > capacity)
 		ret = -ENOBUFS;
+	if (ret == 0)
+		sort((uint64_t *)entries, (uint64_t *)(entries + capacity), *count, 2);
 	return ret;
+}
+
+size_t phd_only_in(const struct phd_entry *entries, size_t count, const struct phd_entry *other,
+		   size_t other_count, uint64_t *keys)
+{
+	const struct phd_entry *end = other + other_count;
+	size_t found = 0;
+
+	for (size_t i = 0; i < count; i++) {
+		while (other < end && other->key < entries[i].key)
+			other++;
+		if (other == end || other->key != entries[i].key ||
+		    other->inode != entries[i].inode)
+			keys[found++] = entries[i].key;
+	}
+	return found;
 }
 
 int phd_is_sysfs(int fd)
@@ -143,12 +165,11 @@ size_t phd_format(const struct phd_record *records, size_t count, char *text)
 	return (size_t)(out - text);
 }
 
-/*
- * The index of the first key that is not below this one; the caller knows that it lies between low
- * and high.
- */
-static size_t bisect(const struct phd_scan *scan, uint64_t key, size_t low, size_t high)
+/* The first record whose key is not below this one; the end if all are below. */
+static struct phd_record *bisect(const struct phd_scan *scan, uint64_t key)
 {
+	size_t low = 0, high = scan->count;
+
 	while (low < high) {
 		size_t middle = low + (high - low) / 2;
 
@@ -157,22 +178,24 @@ static size_t bisect(const struct phd_scan *scan, uint64_t key, size_t low, size
 		else
 			high = middle;
 	}
-	return low;
+	return &scan->records[low];
 }
 
-/* Drivers list their functions roughly in order, so the search starts at the last result. */
+/*
+ * The search starts near the last result: some file systems list in order, or in reverse.  The
+ * kernel's sysfs does neither.
+ */
 struct phd_record *phd_find(struct phd_scan *scan, uint64_t key)
 {
-	size_t low = scan->last_found, high = low, reach = 1;
+	struct phd_record *record = scan->records + scan->last_found;
+	const struct phd_record *end = scan->records + scan->count;
 
-	if (low + 1 < scan->count && scan->records[low + 1].key == key)
-		return &scan->records[scan->last_found = low + 1]; /* as nearly always */
-	if (low < scan->count && scan->records[low].key < key)
-		for (; high < scan->count && scan->records[high].key < key; reach *= 2)
-			high = high + reach < scan->count ? high + reach : scan->count;
-	else
-		for (; low > 0 && scan->records[low - 1].key >= key; reach *= 2)
-			low = low > reach ? low - reach : 0;
-	low = scan->last_found = bisect(scan, key, low, high);
-	return low < scan->count && scan->records[low].key == key ? &scan->records[low] : NULL;
+	for (int i = 0; i < NEAR && record < end && record->key < key; i++)
+		record++;
+	for (int i = 0; i < NEAR && record > scan->records && record[-1].key >= key; i++)
+		record--;
+	if (record == end || record->key != key)
+		record = bisect(scan, key);
+	scan->last_found = (size_t)(record - scan->records);
+	return record < end && record->key == key ? record : NULL;
 }

@@ -94,8 +94,10 @@ int phd_list(int bus_fd, uint64_t *keys, size_t capacity, const struct phd_buffe
 
 /*
  * List the entries of an open directory whose names are addresses of functions, or with are_numbers
- * decimal numbers, in no order.  If there are more than the capacity, *count holds their number and
- * the call fails with -ENOBUFS.
+ * decimal numbers, sorted by key.
+ *
+ * entries has room for twice the capacity; the second half is scratch space.  If there are more
+ * than the capacity, *count holds their number and the call fails with -ENOBUFS.
  */
 int phd_list_entries(int fd, int are_numbers, struct phd_entry *entries, size_t capacity,
 		     const struct phd_buffers *buffers, size_t *count);
@@ -108,8 +110,12 @@ int phd_known_groups(int groups_fd, struct phd_record *records, size_t count,
 		     const uint32_t *groups, size_t group_count, const struct phd_buffers *buffers,
 		     uint8_t *known);
 
-/* Sort keys; scratch has room for as many. */
-void phd_sort(uint64_t *keys, uint64_t *scratch, size_t count);
+/*
+ * Store in keys the keys of the entries that another listing does not have.  Both are sorted by
+ * key.  Returns their number.
+ */
+size_t phd_only_in(const struct phd_entry *entries, size_t count, const struct phd_entry *other,
+		   size_t other_count, uint64_t *keys);
 
 /* 1 if an open file belongs to sysfs, 0 if not, or -errno. */
 int phd_is_sysfs(int fd);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdbool.h>
+#include <string.h>
 #include <sys/types.h>
 
 #include "pciaddress.h"
@@ -105,11 +106,17 @@ const char *phd_next_name(struct phd_dents *dents, int *ret);
 
 int phd_fail(struct phd_error *err, int ret, const char *top, const char *name);
 int phd_fail_here(struct phd_scan *scan, int ret);
-void phd_set_current(struct phd_scan *scan, uint64_t key);
 /* Make a function the current one; 1 if it does not exist. */
 int phd_enter_function(struct phd_scan *scan, size_t index);
-/* The path of an attribute of the current function, below phd_here(). */
-const char *phd_attr(struct phd_scan *scan, const char *name);
+/*
+ * The path of an attribute of the current function, below phd_here().  With its NUL, the name has
+ * at most PHD_ATTR_MAX bytes.
+ */
+static inline const char *phd_attr(struct phd_scan *scan, const char *name)
+{
+	memcpy(scan->path + scan->prefix, name, strlen(name) + 1);
+	return scan->path + (scan->function_fd >= 0 ? scan->prefix : 0);
+}
 int phd_here(const struct phd_scan *scan);
 /* Read an attribute of the current function with one read; -ENOENT if it is absent. */
 ssize_t phd_read_attr(struct phd_scan *scan, const char *name, char *out, size_t size);
@@ -119,9 +126,9 @@ int phd_read_ids(struct phd_scan *scan, struct phd_record *record);
  * Store the last component of a link of the current function in name; target has PHD_LINK_MAX
  * bytes.  Returns its length, 0 if the link does not exist.
  */
-ssize_t phd_read_link(struct phd_scan *scan, const char *attr, char *target, const char **name);
+ssize_t phd_read_link(struct phd_scan *scan, const char *path, char *target, const char **name);
 /* The key of a link's target; PHD_NONE64 if the link does not exist. */
-int phd_read_address_link(struct phd_scan *scan, const char *attr, uint64_t *key);
+int phd_read_address_link(struct phd_scan *scan, const char *path, uint64_t *key);
 
 /* pcilist.c */
 

@@ -21,7 +21,7 @@ static int read_virtfn(struct phd_scan *scan, uint64_t number, uint64_t *key)
 	} while (number);
 	while (n > 0)
 		*out++ = digits[--n];
-	return phd_read_address_link(scan, name, key);
+	return phd_read_address_link(scan, phd_attr(scan, name), key);
 }
 
 /* VFs follow their PF in address order, so only later functions have to be read individually. */
@@ -59,21 +59,23 @@ static bool is_first_of_other(const struct phd_scan *scan, const struct phd_pend
 	return false;
 }
 
-/* The index of the record with that key, at or after from; count if there is none. */
-static size_t seek(const struct phd_scan *scan, size_t from, uint64_t key)
+/* The record with that key, at or after from; NULL if there is none. */
+static struct phd_record *seek(const struct phd_scan *scan, struct phd_record *from, uint64_t key)
 {
-	while (from < scan->count && scan->records[from].key < key)
+	const struct phd_record *end = scan->records + scan->count;
+
+	while (from < end && from->key < key)
 		from++;
-	return from < scan->count && scan->records[from].key == key ? from : scan->count;
+	return from < end && from->key == key ? from : NULL;
 }
 
 /* The number of consecutive functions at the positions of the PF's VFs. */
 static uint64_t count_listed(const struct phd_scan *scan, const struct phd_pending *pf)
 {
+	struct phd_record *vf = &scan->records[pf->index];
 	uint64_t key = pf->first, n = 0;
-	size_t at = pf->index;
 
-	while ((at = seek(scan, at, key)) < scan->count && !is_first_of_other(scan, pf, key)) {
+	while ((vf = seek(scan, vf, key)) && !is_first_of_other(scan, pf, key)) {
 		n++;
 		key += pf->stride;
 		if (!pf->stride)
@@ -84,17 +86,15 @@ static uint64_t count_listed(const struct phd_scan *scan, const struct phd_pendi
 
 static void mark(struct phd_scan *scan, const struct phd_pending *pf, uint64_t n)
 {
-	uint64_t key = pf->first;
-	size_t first = seek(scan, pf->index, key), at = first;
+	struct phd_record *first = seek(scan, &scan->records[pf->index], pf->first), *vf = first;
 
-	for (uint64_t k = 0; k < n; k++, key += pf->stride) {
-		struct phd_record *vf = &scan->records[at = seek(scan, at, key)];
-
+	for (uint64_t k = 0; k < n; k++) {
+		vf = seek(scan, vf, pf->first + k * pf->stride);
 		vf->physfn = scan->records[pf->index].key;
 		vf->have |= PHD_HAVE_PHYSFN;
-		if (n >= scan->tuning->share && at != first) {
+		if (n >= scan->tuning->share && vf != first) {
 			vf->flags |= PHD_FLAG_SHARED;
-			vf->class_code = (uint32_t)first;
+			vf->class_code = (uint32_t)(first - scan->records);
 		}
 	}
 }
@@ -106,7 +106,8 @@ static void mark(struct phd_scan *scan, const struct phd_pending *pf, uint64_t n
 static bool is_row_complete(struct phd_scan *scan, const struct phd_pending *pf, uint64_t n,
 			    size_t *claimed)
 {
-	size_t first = seek(scan, pf->index, pf->first);
+	struct phd_record *vf = seek(scan, &scan->records[pf->index], pf->first);
+	size_t first = (size_t)(vf - scan->records);
 
 	if (pf->stride > 1 || first + n != *claimed)
 		return false;

@@ -43,6 +43,7 @@ __all__ = [
     "Snapshot",
     "Tuning",
     "confined",
+    "only_in",
     "packed_snapshot",
     "read_config",
     "scan",
@@ -53,6 +54,7 @@ __all__ = [
 _CAPACITY = 1 << 16  # functions; only the pages in use are touched
 _SCRATCH_SIZE = 1 << 17  # two listings: the drivers, and the functions of one driver
 _NAMES_SIZE = 1 << 16
+_ENTRY_SIZE = 16  # struct phd_entry: key and inode number
 _ADDRESS_SIZE = 17  # 00010000:00:00.0 and a newline
 
 _MORE = struct.Struct("=QII")  # struct phd_more of csrc/pciscan.cdef.h
@@ -109,7 +111,7 @@ def known_groups(root: HostRoot, snapshot: Snapshot, groups: Sequence[int]) -> l
 
 class Listed(NamedTuple):
     """
-    A scan, and each entry of the directory of functions as two numbers of 64 bits: key and inode number.
+    A scan, and the entries of the directory of functions, sorted: two numbers of 64 bits each, key and inode number.
 
     ``grouped`` counts the functions that are in an IOMMU group.
     """
@@ -126,14 +128,22 @@ def scan_listed(root: HostRoot, tuning: Tuning) -> Listed:
         with _Scanner(root, bus_fd, tuning) as scanner:
             with confined.opened(confined.open_directory(root, root.pci_devices)) as fd:
                 entries = scanner.entries(fd, "devices")
-            keys = bytearray(bytes(memoryview(entries).cast("Q")[::2]))
-            count = len(keys) // 8
-            pointer = _c.ffi.from_buffer("uint64_t[]", keys)
-            _c.lib.phd_sort(pointer, _c.ffi.from_buffer("uint64_t[]", bytearray(len(keys))), count)
-            snapshot = scanner.fill(pointer, count)
+            keys = bytes(memoryview(entries).cast("Q")[::2])
+            snapshot = scanner.fill(_c.ffi.from_buffer("uint64_t[]", keys), len(keys) // 8)
             return Listed(snapshot, entries, scanner.grouped)
     finally:
         os.close(bus_fd)
+
+
+def only_in(entries: bytes, other: bytes) -> frozenset[int]:
+    """Return the keys of the entries of a directory that another listing of it does not have."""
+    if entries == other:
+        return frozenset()
+    keys = bytearray(len(entries) // 2)
+    room = _c.ffi.from_buffer("uint64_t[]", keys)
+    listings = [(_c.ffi.from_buffer("struct phd_entry[]", each), len(each) // _ENTRY_SIZE) for each in (entries, other)]
+    count = _c.lib.phd_only_in(*listings[0], *listings[1], room)
+    return frozenset(memoryview(keys).cast("Q")[:count])
 
 
 class More(NamedTuple):
@@ -215,7 +225,7 @@ class FunctionReader:
 
     def entries(self, path: str, *, are_numbers: bool = False) -> bytes:
         """
-        Return the entries of a directory that are named after functions, or are numbers: key and inode number of each.
+        Return a directory's entries that are named after functions, or are numbers: key and inode of each, sorted.
 
         The directory may be absent.
 
@@ -338,9 +348,8 @@ class _Scanner:
         count = _c.ffi.new("size_t *")
         capacity = _CAPACITY
         while True:
-            room = bytearray(16 * capacity)
-            view = _c.ffi.from_buffer("struct phd_entry[]", room)
-            ret = _c.lib.phd_list_entries(fd, are_numbers, view, capacity, self.buffers, count)
+            room = confined.uncleared("struct phd_entry[]", 2 * capacity)
+            ret = _c.lib.phd_list_entries(fd, are_numbers, room, capacity, self.buffers, count)
             if count[0] <= capacity:
                 break
             capacity = count[0] * 2
@@ -348,7 +357,7 @@ class _Scanner:
         if ret < 0:
             path = os.path.normpath(os.path.join(self.root.pci_bus, name))
             raise SysfsError(-ret, path, "list the PCI functions")
-        return bytes(memoryview(room)[: 16 * count[0]])
+        return bytes(_c.ffi.buffer(room, count[0] * _ENTRY_SIZE))
 
     def _list(self) -> tuple[Any, int]:
         count = _c.ffi.new("size_t *")

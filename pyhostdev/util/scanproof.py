@@ -53,8 +53,8 @@ class Proof(NamedTuple):
     """
     The facts that a scan passes to the next one.
 
-    ``entries`` and ``groups`` are the listings, two numbers per entry. ``young`` are the functions that may have been
-    incomplete; None stands for all. ``ungrouped`` are the functions without a group; None if no group exists.
+    ``entries`` and ``groups`` are the sorted listings, two numbers per entry. ``young`` are the functions that may have
+    been incomplete; None stands for all. ``ungrouped`` are the functions without a group; None if no group exists.
     """
 
     tuning: Tuning

@@ -11,8 +11,6 @@ The times are read before the contents. A change in between is therefore seen tw
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
-from itertools import compress
 
 from pyhostdev.util import pciscan
 from pyhostdev.util.hostroot import HostRoot
@@ -89,20 +87,6 @@ def _ungrouped(snapshot: Snapshot) -> frozenset[int]:
     return frozenset(key for key, have in pairs if not have & HAVE_IOMMU_GROUP)
 
 
-def _changes(before: bytes, after: bytes) -> tuple[frozenset[int], frozenset[int]]:
-    """Return the keys of the entries that came, and of those that went; inode numbers are never reused."""
-    old, new = (set(memoryview(entries).cast("Q")[1::2].tolist()) for entries in (before, after))
-    return _keys_of(after, new - old), _keys_of(before, old - new)
-
-
-def _keys_of(entries: bytes, inodes: set[int]) -> frozenset[int]:
-    """Return the keys of the entries with some inode numbers."""
-    if not inodes:
-        return _NO_KEYS
-    numbers = memoryview(entries).cast("Q")
-    return frozenset(compress(numbers[::2].tolist(), map(inodes.__contains__, numbers[1::2].tolist())))
-
-
 class _Refresh:
     """One refresh: the directories to list, the functions to read, and the resulting records."""
 
@@ -135,7 +119,7 @@ class _Refresh:
         root, proof = self.root, self.proof
         entries = reader.entries(root.pci_devices) if self.due_devices else proof.entries
         groups = reader.entries(root.iommu_groups, are_numbers=True) if self.due_groups else proof.groups
-        new, gone = self._compare(entries)
+        new, gone = pciscan.only_in(entries, proof.entries), pciscan.only_in(proof.entries, entries)
         ungrouped = self._without_group(groups)
         again = new | ((proof.young or _NO_KEYS) | (ungrouped or _NO_KEYS) | self._of_stale_groups(groups)) - gone
         if len(again) > max(_FEW, len(self.old) // _SHARE):
@@ -155,12 +139,6 @@ class _Refresh:
         )
         return snapshot
 
-    def _compare(self, entries: bytes) -> tuple[frozenset[int], frozenset[int]]:
-        """Return the keys of the added functions and of the removed functions; a replaced function is in both."""
-        if entries == self.proof.entries:
-            return _NO_KEYS, _NO_KEYS
-        return _changes(self.proof.entries, entries)
-
     def _without_group(self, groups: bytes) -> frozenset[int] | None:
         """Return the functions that had no group and may have one now; None if no group exists."""
         if not groups:
@@ -169,9 +147,7 @@ class _Refresh:
 
     def _of_stale_groups(self, groups: bytes) -> frozenset[int]:
         """Return the functions whose group was removed, even if its number is in use again."""
-        if groups == self.proof.groups:
-            return _NO_KEYS
-        stale = _changes(self.proof.groups, groups)[1]
+        stale = pciscan.only_in(self.proof.groups, groups)
         if not stale:
             return _NO_KEYS
         columns = (self.old.column(name) for name in ("key", "iommu_group", "have"))
@@ -180,33 +156,31 @@ class _Refresh:
 
     def _merged(self, new: frozenset[int], dropped: frozenset[int], read: Snapshot) -> bytearray:
         """Return the records without the removed functions and with the functions read; drivers are set separately."""
-        added = dict(self._records(new, read))
-        if not dropped and not added:
-            return bytearray(self.old.packed)
+        added = self._records(new, read)
         old, keys = memoryview(self.old.packed), self.old.column("key")
-        pieces, done = [], 0
-        for key in sorted(dropped | added.keys()):
+        pieces: list[bytes | bytearray | memoryview] = []
+        done = 0
+        for key in sorted(dropped):
             at = bisect_left(keys, key)
             pieces.append(old[done * RECORD.size : at * RECORD.size])
-            pieces.append(memoryview(added.get(key, b"")))
+            pieces.append(added.get(key, b""))
             done = at + (at < len(keys) and keys[at] == key)
         pieces.append(old[done * RECORD.size :])
-        return bytearray(b"".join(pieces))
+        return bytearray().join(pieces)
 
-    def _records(self, new: frozenset[int], read: Snapshot) -> Iterator[tuple[int, bytes]]:
+    def _records(self, new: frozenset[int], read: Snapshot) -> dict[int, bytearray]:
         """
-        Yield the key and the record of each function that was read.
+        Return the key and the record of each function that was read.
 
         A function's driver link may be older or newer than the driver's list, so only the list counts. An old function
         keeps its driver until a list shows another one; the driver of a new function is in a list that has changed.
         """
-        drivers, had = self.old.column("driver"), self.old.column("key")
-        for key, fields in zip(read.column("key"), RECORD.iter_unpack(read.packed), strict=True):
-            at = bisect_left(had, key)
-            is_known = key not in new and at < len(had) and had[at] == key
-            record = bytearray(RECORD.pack(*fields))
-            self._put(record, 0, drivers[at] if is_known else 0)
-            yield key, bytes(record)
+        packed, keys, drivers = bytearray(read.packed), read.column("key"), self.old.column("driver")
+        for position, key in enumerate(keys):
+            at = None if key in new else self.old.find_key(key)
+            self._put(packed, position, 0 if at is None else drivers[at])
+        starts = range(0, len(packed), RECORD.size)
+        return {key: packed[start : start + RECORD.size] for key, start in zip(keys, starts, strict=True)}
 
     @staticmethod
     def _put(packed: bytearray, position: int, driver: int) -> None:

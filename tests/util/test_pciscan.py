@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.testing.generator import make_tree
@@ -336,6 +339,37 @@ def traced(root: HostRoot, trace: Path, tuning: str = "Tuning()") -> str:
     assert 0 == done.returncode, done.stderr
     calls = trace.read_text()
     return calls[calls.index('/devices"' if '/devices", {' in calls else '"devices"') :]
+
+
+def test_entries_are_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing has a key and an inode number for each entry, in the order of the keys, and is never truncated."""
+    monkeypatch.setattr(pciscan, "_CAPACITY", 3)
+    numbers = [0, 7, 10, 255, 256, 70_000, 4_294_967_295]
+    groups = {number: tmp_path / "sys/kernel/iommu_groups" / str(number) for number in numbers}
+    for path in reversed(groups.values()):
+        path.mkdir(parents=True)
+    Path(tmp_path, "sys/bus/pci").mkdir(parents=True)
+    root = HostRoot(tmp_path)
+    reader = pciscan.FunctionReader(root)
+    entries = reader.entries(root.iommu_groups, are_numbers=True)
+    reader.close()
+    expected = [word for number, path in groups.items() for word in (number, path.stat().st_ino)]
+    assert memoryview(entries).cast("Q").tolist() == expected
+
+
+def packed_entries(inodes: dict[int, int]) -> bytes:
+    """Return a sorted listing as the scanner makes it."""
+    return b"".join(struct.pack("=QQ", *entry) for entry in sorted(inodes.items()))
+
+
+LISTINGS = st.dictionaries(st.sampled_from([0, 1, 2, 3, 8, 256, 1 << 47]), st.integers(1, 3))
+
+
+@given(LISTINGS, LISTINGS)
+def test_entries_that_another_listing_lacks(before: dict[int, int], after: dict[int, int]) -> None:
+    """An entry whose inode number is another one was replaced."""
+    expected = {key for key, inode in before.items() if after.get(key) != inode}
+    assert pciscan.only_in(packed_entries(before), packed_entries(after)) == expected
 
 
 def test_scan_never_opens_what_can_wait(crowd: HostRoot, tmp_path: Path) -> None:
