@@ -155,11 +155,12 @@ class DomainPCIAddressBus:
             return "does not support hotplug"
         return None
 
-    def find_unused(self, flags: int, function: int | None) -> tuple[int, int] | None:
+    def find_unused(self, flags: int, function: int | None, first: int = 0) -> tuple[int, int] | None:
         """
         Return the first slot and function that a device with these flags may use, None without one.
 
         Args:
+            first: the slot from which to search.
             function: the wanted function; None means function 0 of a free slot or, for a device that shares slots, any
                 free function of a shared slot.
         """
@@ -167,7 +168,7 @@ class DomainPCIAddressBus:
             return None
         wanted = _ALL_FUNCTIONS if function is None else 1 << function
         shared = self.aggregate if flags & CONNECT_AGGREGATE_SLOT else ()
-        for slot in range(self.min_slot, self.max_slot + 1):
+        for slot in range(max(self.min_slot, first), self.max_slot + 1):
             taken = self.slots.get(slot, 0)
             if not taken:
                 return slot, function or 0
@@ -208,8 +209,8 @@ class DomainPCIAddressSet:
         self.buses = buses
         self.dry_run = dry_run
         self.multiple_roots = multiple_roots  # conventional buses grow as host bridges (pseries)
-        # (flags, function) -> the number of leading buses without room, which stay full until a release
-        self._full: dict[tuple[int, int | None], int] = {}
+        # (flags, function) -> the first bus and slot that may have room; those before stay full until a release
+        self._full: dict[tuple[int, int | None], tuple[int, int]] = {}
 
     def validate(self, address: PCIDeviceAddress, flags: int, *, from_config: bool = True) -> None:
         """
@@ -325,14 +326,15 @@ class DomainPCIAddressSet:
     def _first_with_room(self, flags: int, function: int | None) -> tuple[int, tuple[int, int] | None]:
         """Return the number of the first bus with room for these flags, in any isolation group, and the room."""
         key = (flags, function)
-        index, found = self._full.get(key, 0), None
+        index, slot = self._full.get(key, (0, 0))
         while index < len(self.buses):
-            found = self.buses[index].find_unused(flags, function)
+            found = self.buses[index].find_unused(flags, function, slot)
             if found is not None:
-                break
-            index += 1
-        self._full[key] = index
-        return index, found
+                self._full[key] = index, found[0]
+                return index, found
+            index, slot = index + 1, 0
+        self._full[key] = index, 0
+        return index, None
 
     def release(self, address: PCIDeviceAddress) -> None:
         """

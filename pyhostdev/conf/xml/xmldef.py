@@ -54,7 +54,7 @@ class ElementDef:
     table: ClassVar[Table]  # the compiled fields of the class
     line: int | None = None  # of the source, for messages
     lines: Mapping[tuple[str, ...], int | None] = MappingProxyType({})  # lines of child elements, by their paths
-    unknown: dict[tuple[str, ...], list[Unknown]]
+    unknown: Mapping[tuple[str, ...], list[Unknown]] = MappingProxyType({})
     repeated: tuple[tuple[str, int | None], ...] = ()  # tags of elements that count once, with lines of further ones
     unread_words: tuple[tuple[str, int | None], ...] = ()  # labels of words without an effect here, with their lines
     invalid_words: tuple[InvalidWord, ...] = ()  # older releases do not read them
@@ -73,7 +73,6 @@ class ElementDef:
 
     def __init__(self, **values: Any) -> None:
         state = self.__dict__
-        state["unknown"] = {}
         for name, make in self._initials:
             state[name] = make()
         if values:
@@ -217,13 +216,9 @@ class ElementDef:
         """Return an independent copy."""
         clone = type(self).__new__(type(self))
         state = clone.__dict__
+        state.update(self.__dict__)
         for name, value in self.__dict__.items():
-            kind = type(value)
-            if kind in _IMMUTABLE or name == "lines":  # which nothing changes
-                state[name] = value
-            elif isinstance(value, ElementDef) or (kind in _CONTAINERS and not value):
-                state[name] = value.copy()
-            else:
+            if type(value) not in _IMMUTABLE and name != "lines":  # which nothing changes
                 state[name] = _copied(value)
         return clone
 
@@ -303,7 +298,7 @@ class ElementDef:
     def _has_own_odd_words(self) -> bool:
         return bool(self.repeated or self.unread_words or self.invalid_words or any(self.unknown.values()))
 
-    def kept_words(self) -> dict[tuple[str, ...], list[Unknown]]:
+    def kept_words(self) -> Mapping[tuple[str, ...], list[Unknown]]:
         """Return the unknown and the invalid newer attributes and elements, by their path of elements."""
         if not self.invalid_words:
             return self.unknown
@@ -320,7 +315,6 @@ class ElementDef:
 
 
 _IMMUTABLE = frozenset({str, int, bool, tuple, type(None)})
-_CONTAINERS = (dict, list)
 
 
 def _copied(value: Any) -> Any:
@@ -334,6 +328,6 @@ def _copied(value: Any) -> Any:
 
 
 def _without_lines(
-    unknown: dict[tuple[str, ...], list[Unknown]],
+    unknown: Mapping[tuple[str, ...], list[Unknown]],
 ) -> dict[tuple[str, ...], list[tuple[str, str]]]:
     return {path: [word[:2] for word in words] for path, words in unknown.items() if words}

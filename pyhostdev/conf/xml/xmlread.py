@@ -109,10 +109,10 @@ class Reading:
     def _keep_element(self, path: tuple[str, ...], element: Element) -> None:
         if not isinstance(element.tag, str):  # a comment
             return
-        self.definition.unknown.setdefault(path, []).append(_as_written(element))
+        self._kept_at(path).append(_as_written(element))
 
     def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
-        kept = self.definition.unknown.setdefault(path, [])
+        kept = self._kept_at(path)
         if not key.startswith("{"):
             kept.append(Unknown(key, value, source_line(element), False))
             return
@@ -121,6 +121,10 @@ class Reading:
         if prefix != "xml":
             kept.append(Unknown(f"xmlns:{prefix}", uri, source_line(element), False))
         kept.append(Unknown(f"{prefix}:{local}", value, source_line(element), False))
+
+    def _kept_at(self, path: tuple[str, ...]) -> list[Unknown]:
+        unknown: dict[tuple[str, ...], list[Unknown]] = self.definition.__dict__.setdefault("unknown", {})
+        return unknown.setdefault(path, [])
 
     def report(self, element: Element) -> list[ConfigError]:
         """Return the errors in the order of the rows; those of newer rows are kept in the definition instead."""
