@@ -57,6 +57,8 @@ class InvalidWord(NamedTuple):
 class Definition(Protocol):
     """A definition: its fields, its constructor from an element, and its lines."""
 
+    line: int | None
+    lines: Mapping[tuple[str, ...], int | None]
     unknown: Mapping[tuple[str, ...], list[Unknown]]
     invalid_words: tuple[InvalidWord, ...]
     repeated: tuple[tuple[str, int | None], ...]

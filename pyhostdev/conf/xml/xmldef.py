@@ -131,18 +131,19 @@ class ElementDef:
             ConfigError: a value is not valid, or a required one is absent; ``others`` has the rest.
         """
         table = self.table
-        self.line = line = source_line(element)
+        self.line = source_line(element)
         paths = self.unread(element)
         if paths:
             element, self.unread_words = without_words(element, paths)
         reading = Reading(self, table)
         reading.read(table.shape, element)
-        if reading.lines:
+        if reading.elements or reading.repeated:
             reading.load_elements()
         errors = reading.report(element) if reading.errors or table.required else []
         for name in table.inlined:
-            inlined = self.__dict__[name]
-            inlined.line = line
+            inlined = self.__dict__.get(name)
+            if inlined is None:  # the element has no part of it
+                continue
             try:
                 inlined.parsed(element)
             except ConfigError as err:
@@ -161,7 +162,11 @@ class ElementDef:
         return ()
 
     def parsed(self, element: Element) -> None:
-        """Check or derive values that depend on several fields; a hook for subclasses."""
+        """
+        Check or derive values that depend on several fields; a hook for subclasses.
+
+        It is called for an inlined definition if the element has a part of it.
+        """
 
     def has_child(self, tag: str) -> bool:
         """Return True if the element that was read has a child element with this tag, which the table knows."""
@@ -207,7 +212,7 @@ class ElementDef:
         return cls._plan
 
     def _value(self, row: Row) -> Any:
-        holder = self if row.owner is None else self.__dict__[row.owner]
+        holder = self if row.owner is None else getattr(self, row.owner)
         return getattr(holder, row.field.name)
 
     # -- values
@@ -251,7 +256,7 @@ class ElementDef:
             found += [("/".join((where, *path, word.label)), word.line) for path, word in nested.own_unknown()]
             for row in opaque_rows:
                 if nested._value(row) is not None:
-                    holder = nested if row.owner is None else nested.__dict__[row.owner]
+                    holder = nested if row.owner is None else getattr(nested, row.owner)
                     found.append(("/".join((where, *row.field.path)), holder.line_of(row.field.name)))
         return found
 
@@ -264,8 +269,8 @@ class ElementDef:
         yield place, self
         state = self.__dict__
         for row in self.table.nested_rows:
-            holder = state if row.owner is None else state[row.owner].__dict__
-            value = holder.get(row.name)
+            holder = self if row.owner is None else state.get(row.owner)
+            value = None if holder is None else holder.__dict__.get(row.name)
             if isinstance(value, ElementDef):
                 yield from value.walk((*place, *row.field.path))
             elif value:
@@ -282,7 +287,8 @@ class ElementDef:
             state = nested.__dict__
             inner: list[ElementDef] = []
             for row in nested.table.nested_rows:
-                value = (state if row.owner is None else state[row.owner].__dict__).get(row.name)
+                holder = nested if row.owner is None else state.get(row.owner)
+                value = None if holder is None else holder.__dict__.get(row.name)
                 if isinstance(value, ElementDef):
                     inner.append(value)
                 elif value:
