@@ -160,7 +160,7 @@ class DomainPCIAddressBus:
         Return the first slot and function that a device with these flags may use, None without one.
 
         Args:
-            first: the slot from which to search.
+            first: the slot from which to search; 0 means the first one.
             function: the wanted function; None means function 0 of a free slot or, for a device that shares slots, any
                 free function of a shared slot.
         """
@@ -168,7 +168,7 @@ class DomainPCIAddressBus:
             return None
         wanted = _ALL_FUNCTIONS if function is None else 1 << function
         shared = self.aggregate if flags & CONNECT_AGGREGATE_SLOT else ()
-        for slot in range(max(self.min_slot, first), self.max_slot + 1):
+        for slot in range(first or self.min_slot, self.max_slot + 1):
             taken = self.slots.get(slot, 0)
             if not taken:
                 return slot, function or 0

@@ -246,7 +246,7 @@ class ElementDef:
     def unmodelled(self) -> list[tuple[str, int | None]]:
         """Return path and line of all unknown attributes and elements, also of nested definitions."""
         found: list[tuple[str, int | None]] = []
-        if not any(nested.unknown or nested.has_opaque() for nested in self.elements()):
+        if not any(nested.unknown or (nested.table.opaque_rows and nested.has_opaque()) for nested in self.elements()):
             return found
         for place, nested in self.walk((self.tag,)):
             opaque_rows = nested.table.opaque_rows
@@ -284,17 +284,17 @@ class ElementDef:
         while todo:
             nested = todo.pop()
             found.append(nested)
-            state = nested.__dict__
-            inner: list[ElementDef] = []
-            for row in nested.table.nested_rows:
-                holder = nested if row.owner is None else state.get(row.owner)
-                value = None if holder is None else holder.__dict__.get(row.name)
+            for row in reversed(nested.table.nested_rows):
+                state = nested.__dict__
+                if row.owner is not None:
+                    if row.owner not in state:
+                        continue
+                    state = state[row.owner].__dict__
+                value = state.get(row.name)
                 if isinstance(value, ElementDef):
-                    inner.append(value)
+                    todo.append(value)
                 elif value:
-                    inner += value
-            if inner:
-                todo += reversed(inner)
+                    todo += reversed(value)
         return found
 
     def has_odd_words(self) -> bool:
