@@ -179,13 +179,14 @@ class DomainPCIAddressBus:
 
     def take(self, slot: int, function: int, flags: int, isolation_group: int, from_config: bool) -> None:
         """Mark a function as used; the first device of a bus determines its isolation group."""
-        if flags & CONNECT_AGGREGATE_SLOT and not self.slots.get(slot):
+        taken = self.slots.get(slot, 0)
+        if flags & CONNECT_AGGREGATE_SLOT and not taken:
             self.aggregate.add(slot)
-        if self.is_empty and not self.locked:
+        if not self.slots and not self.locked:
             self.isolation_group = isolation_group
         elif self.isolation_group != isolation_group and from_config:
             self.isolation_group = 0  # the user mixed groups: the bus is not isolated
-        self.slots[slot] = self.slots.get(slot, 0) | 1 << function
+        self.slots[slot] = taken | 1 << function
 
 
 class DomainPCIAddressSet:
@@ -282,7 +283,8 @@ class DomainPCIAddressSet:
         address = self.find_next(flags, isolation_group, function)
         if flags & CONNECT_INTEGRATED:  # the search does not look at it; the rest fits
             self.validate(address, flags, from_config=False)
-        self.buses[address.bus].take(address.slot, address.function, flags, isolation_group, False)
+        _, index, slot, function = address
+        self.buses[index].take(slot, function, flags, isolation_group, False)
         return address
 
     def find_next(self, flags: int, isolation_group: int = 0, function: int | None = None) -> PCIDeviceAddress:
