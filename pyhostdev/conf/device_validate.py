@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from pyhostdev.conf.address_conf import PCIGuestAddress
 from pyhostdev.conf.device_conf import WORD_NUMBERS
 from pyhostdev.conf.domain_limits import PCI_INDEX_MAX
 from pyhostdev.conf.hostdev_conf import SCSIHostSource
@@ -74,17 +73,18 @@ def _info_errors(dom: DomainFields, device: ElementDef, info: DeviceInfo) -> Err
     """
     line = device.line
     address: Any = info.address  # of any kind
+    kind = None if address is None else address.kind
     is_tuned = info.rom_bar is not None or info.rom_file is not None
     has_rom = is_tuned or info.rom_enabled is not None
     if info.rom_enabled is False and is_tuned:
         yield ConfigUnsupportedError("A ROM that is not enabled cannot have 'bar' or 'file'", line=line)
-    if has_rom and address is not None and address.kind not in ("pci", "unassigned"):
+    if has_rom and kind not in (None, "pci", "unassigned"):
         yield ConfigUnsupportedError("Only PCI devices can have a ROM", line=line)
-    if address is not None and address.kind == "spapr-vio" and (address.reg or 0) > SPAPR_REG_MAX:
+    if kind == "spapr-vio" and (address.reg or 0) > SPAPR_REG_MAX:
         yield ConfigUnsupportedError(f"A register of spapr-vio can be at most {SPAPR_REG_MAX:#x}", line=line)
-    if info.acpi_index is not None and address is not None and address.kind != "pci":
+    if info.acpi_index is not None and kind not in (None, "pci"):
         yield ConfigUnsupportedError("Only PCI devices can have an ACPI index", line=line)
-    has_zpci = isinstance(address, PCIGuestAddress) and (address.zpci_uid, address.zpci_fid) != (None, None)
+    has_zpci = kind == "pci" and (address.zpci_uid, address.zpci_fid) != (None, None)
     if has_zpci and dom.os.arch not in ("s390x", "s390", None):
         yield ConfigUnsupportedError(f"The architecture {dom.os.arch} does not support zPCI", line=line)
 

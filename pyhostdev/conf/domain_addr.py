@@ -155,11 +155,12 @@ class DomainPCIAddressBus:
             return "does not support hotplug"
         return None
 
-    def find_unused(self, flags: int, function: int | None) -> tuple[int, int] | None:
+    def find_unused(self, flags: int, function: int | None, first: int = 0) -> tuple[int, int] | None:
         """
         Return the first slot and function that a device with these flags may use, None without one.
 
         Args:
+            first: the slot from which to search; 0 means the first one.
             function: the wanted function; None means function 0 of a free slot or, for a device that shares slots, any
                 free function of a shared slot.
         """
@@ -167,7 +168,7 @@ class DomainPCIAddressBus:
             return None
         wanted = _ALL_FUNCTIONS if function is None else 1 << function
         shared = self.aggregate if flags & CONNECT_AGGREGATE_SLOT else ()
-        for slot in range(self.min_slot, self.max_slot + 1):
+        for slot in range(first or self.min_slot, self.max_slot + 1):
             taken = self.slots.get(slot, 0)
             if not taken:
                 return slot, function or 0
@@ -178,13 +179,14 @@ class DomainPCIAddressBus:
 
     def take(self, slot: int, function: int, flags: int, isolation_group: int, from_config: bool) -> None:
         """Mark a function as used; the first device of a bus determines its isolation group."""
-        if flags & CONNECT_AGGREGATE_SLOT and not self.slots.get(slot):
+        taken = self.slots.get(slot, 0)
+        if flags & CONNECT_AGGREGATE_SLOT and not taken:
             self.aggregate.add(slot)
-        if self.is_empty and not self.locked:
+        if not self.slots and not self.locked:
             self.isolation_group = isolation_group
         elif self.isolation_group != isolation_group and from_config:
             self.isolation_group = 0  # the user mixed groups: the bus is not isolated
-        self.slots[slot] = self.slots.get(slot, 0) | 1 << function
+        self.slots[slot] = taken | 1 << function
 
 
 class DomainPCIAddressSet:
@@ -208,8 +210,8 @@ class DomainPCIAddressSet:
         self.buses = buses
         self.dry_run = dry_run
         self.multiple_roots = multiple_roots  # conventional buses grow as host bridges (pseries)
-        # (flags, function) -> the number of leading buses without room, which stay full until a release
-        self._full: dict[tuple[int, int | None], int] = {}
+        # (flags, function) -> the first bus and slot that may have room; those before stay full until a release
+        self._full: dict[tuple[int, int | None], tuple[int, int]] = {}
 
     def validate(self, address: PCIDeviceAddress, flags: int, *, from_config: bool = True) -> None:
         """
@@ -281,7 +283,8 @@ class DomainPCIAddressSet:
         address = self.find_next(flags, isolation_group, function)
         if flags & CONNECT_INTEGRATED:  # the search does not look at it; the rest fits
             self.validate(address, flags, from_config=False)
-        self.buses[address.bus].take(address.slot, address.function, flags, isolation_group, False)
+        _, index, slot, function = address
+        self.buses[index].take(slot, function, flags, isolation_group, False)
         return address
 
     def find_next(self, flags: int, isolation_group: int = 0, function: int | None = None) -> PCIDeviceAddress:
@@ -325,14 +328,15 @@ class DomainPCIAddressSet:
     def _first_with_room(self, flags: int, function: int | None) -> tuple[int, tuple[int, int] | None]:
         """Return the number of the first bus with room for these flags, in any isolation group, and the room."""
         key = (flags, function)
-        index, found = self._full.get(key, 0), None
+        index, slot = self._full.get(key, (0, 0))
         while index < len(self.buses):
-            found = self.buses[index].find_unused(flags, function)
+            found = self.buses[index].find_unused(flags, function, slot)
             if found is not None:
-                break
-            index += 1
-        self._full[key] = index
-        return index, found
+                self._full[key] = index, found[0]
+                return index, found
+            index, slot = index + 1, 0
+        self._full[key] = index, 0
+        return index, None
 
     def release(self, address: PCIDeviceAddress) -> None:
         """

@@ -7,7 +7,7 @@ Mirrors: virDomainDef (src/conf/domain_conf.h)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef
 from pyhostdev.conf.os_conf import DomainMemorySize, MaxMemorySize, MemoryBackingDef, NumaTuneDef, OSDef, SizeDef
@@ -35,6 +35,8 @@ from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.viruuid import normal_uuid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyhostdev.conf.board_conf import (
         DomainHubDef,
         DomainMemoryDef,
@@ -321,25 +323,21 @@ class DomainFields(ElementDef):
     def guest_pci_addresses(self) -> set[PCIDeviceAddress]:
         """Return the guest addresses of all devices except host devices."""
         hostdevs = {id(net.hostdev.info) for net in self.interfaces if net.hostdev is not None}
-        infos = (info for _, info in _infos_of(self._devices_but(("hostdevs",))) if id(info) not in hostdevs)
+        infos = (info for _, info in self._infos_but("hostdevs") if id(info) not in hostdevs)
         return {info.pci.pci for info in infos if info.pci is not None}
 
     def devices(self) -> list[ElementDef]:
         """Return all devices in the order of printing."""
-        return self._devices_but(())
+        return [device for _, devices in self._by_field() for device in devices]
 
-    def _devices_but(self, names: tuple[str, ...]) -> list[ElementDef]:
-        """Return all devices but those of some fields."""
-        found: list[ElementDef] = []
+    def _by_field(self) -> Iterator[tuple[str, list[Any]]]:
+        """Yield the name of each field with devices, in the order of printing, and the devices."""
         for name in self._device_fields():
-            if name in names:
-                continue
             value = getattr(self, name)
-            if isinstance(value, list):
-                found += value
-            elif isinstance(value, ElementDef):
-                found.append(value)
-        return found
+            if isinstance(value, ElementDef):
+                yield name, [value]
+            elif value and isinstance(value, list):
+                yield name, value
 
     @classmethod
     def _device_fields(cls) -> list[str]:
@@ -355,7 +353,18 @@ class DomainFields(ElementDef):
 
         Mirrors: virDomainDeviceInfoIterate (src/conf/domain_conf.c)
         """
-        return _infos_of(self.devices())
+        return self._infos_but(None)
+
+    def _infos_but(self, left_out: str | None) -> list[tuple[ElementDef, DeviceInfo]]:
+        """Return the devices that have a DeviceInfo of their own, with it, except those of one field."""
+        found: list[tuple[ElementDef, DeviceInfo]] = []
+        for name, devices in self._by_field():
+            if name == left_out or not hasattr(devices[0], "info"):  # the devices of a field are alike
+                continue
+            if name == "consoles":
+                devices = [console for console in devices if not console.mirrors_serial]
+            found += [(device, device.info) for device in devices]
+        return found
 
     def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:
         """Return the lines of the domain; a console that is a serial port is printed as that port."""
@@ -394,11 +403,3 @@ class DomainFields(ElementDef):
             above = bridges[bus].info.pci
             bus = bus if above is None else above.bus
         return space
-
-
-def _infos_of(devices: list[ElementDef]) -> list[tuple[ElementDef, DeviceInfo]]:
-    return [
-        (device, info)
-        for device in devices
-        if (info := getattr(device, "info", None)) is not None and not getattr(device, "mirrors_serial", False)
-    ]

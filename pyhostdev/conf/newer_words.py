@@ -37,8 +37,9 @@ def drop_newer_words(definition: ElementDef, release: LibvirtRelease) -> None:
 def _drop_newer(nested: ElementDef, release: LibvirtRelease) -> Iterator[ConfigError]:
     if nested.tag == "hostdev" and not release.has("pci-hostdev-display"):
         _drop_pci_display(nested)
-    yield from (word.error for word in nested.invalid_words if release.has(word.since))
-    nested.invalid_words = ()
+    if nested.invalid_words:
+        yield from (word.error for word in nested.invalid_words if release.has(word.since))
+        nested.invalid_words = ()
     kind: Any = type(nested)
     for row in _lacking(kind, release):
         if row.field.since is not None and not release.has(row.field.since):

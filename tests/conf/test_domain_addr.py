@@ -245,6 +245,29 @@ def test_every_address_found_is_new_and_valid(wanted: list[int], root: str) -> N
         assert bus.min_slot <= address.slot <= bus.max_slot
 
 
+def next_or_error(addrs: DomainPCIAddressSet, flags: int, group: int, function: int | None) -> PCIDeviceAddress | str:
+    try:
+        return addrs.reserve_next(flags, group, function)
+    except ConfigError as err:
+        return str(err)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([EXPRESS, CONVENTIONAL, ROOT_PORT]), st.integers(0, 1), st.sampled_from([None, None, 0, 3])
+        ),
+        max_size=30,
+    )
+)
+def test_search_goes_on_where_the_last_one_ended(wanted: list[tuple[int, int, int | None]]) -> None:
+    """A search that starts after the full slots finds what one from the first slot finds, in any isolation groups."""
+    resumed, restarted = (buses("pcie-root", dry_run=True) for _ in range(2))
+    for flags, group, function in wanted:
+        restarted.release(guest("0000:00:00.7"))  # which nothing uses
+        assert next_or_error(restarted, flags, group, function) == next_or_error(resumed, flags, group, function)
+
+
 def test_every_model_says_what_it_plugs_into() -> None:
     """Each model except the roots is accepted by another one."""
     for name, model in CONTROLLER_MODELS.items():

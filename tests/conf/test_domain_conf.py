@@ -104,7 +104,7 @@ def definitions(draw: st.DrawFn, definition: type[Any]) -> ElementDef:
     for name in required + chosen:
         setattr(made, name, draw(values(fields[name])))
     if draw(st.integers(0, 9)) == 0:
-        made.unknown[()] = [Unknown("x-new", "a'b", 1, False), Unknown("x-part", "<x-part>t</x-part>", 1, True)]
+        made.unknown = {(): [Unknown("x-new", "a'b", 1, False), Unknown("x-part", "<x-part>t</x-part>", 1, True)]}
     return made
 
 

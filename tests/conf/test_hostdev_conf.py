@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pyhostdev.conf.address_conf import PCIGuestAddress, UnassignedAddress
+from pyhostdev.conf.device_conf import BOOTABLE
 from pyhostdev.conf.domain_conf import DomainDef
 from pyhostdev.conf.hostdev_conf import DomainHostdevDef, MdevSource, SCSISource, USBSource
 from pyhostdev.errors import ConfigError, ConfigUnsupportedError, SysfsError, XMLError
@@ -297,3 +298,12 @@ def test_unassigned_is_an_address_without_numbers() -> None:
     """It parses and prints alone."""
     device = DomainHostdevDef.parse(hostdev(inner="<address type='unassigned'/>"))
     assert (UnassignedAddress(), False) == (device.info.address, device.info.needs_address)
+
+
+@pytest.mark.parametrize("tag", BOOTABLE)
+@pytest.mark.parametrize("more", ["", "<alias name='ua-x'/>"])
+def test_boot_without_order_is_refused(tag: str, more: str) -> None:
+    """On each kind of device of which libvirt reads <boot>, with and without another part of what devices share."""
+    with pytest.raises(ConfigError) as caught:
+        domain(f"<{tag} type='pci'><source/><boot/>{more}</{tag}>")
+    assert "A <boot> has no order" in [error.message for error in (caught.value, *caught.value.others)]

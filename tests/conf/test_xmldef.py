@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import ClassVar
 
 import pytest
+from lxml import etree
 
 from pyhostdev import DomainDef
 from pyhostdev.conf.xml.xmlcodec import enum, hexadecimal, number, yes_no
@@ -33,6 +35,10 @@ class Wheel(ElementDef):
 
 class Paint(ElementDef):
     colour = attribute("paint/@colour")
+    checked: ClassVar[list[str]] = []  # tags of the elements of which it was a part
+
+    def parsed(self, element: etree._Element) -> None:
+        self.checked.append(str(element.tag))
 
 
 class Engine(ElementDef):
@@ -284,3 +290,30 @@ def test_elements_are_those_of_a_walk() -> None:
     walked = [definition for _, definition in dom.walk()]
     assert len(walked) >= 5
     assert list(map(id, walked)) == list(map(id, dom.elements()))
+
+
+def test_inlined_definition_is_made_on_use_and_has_the_lines_of_its_owner() -> None:
+    """A definition that shares an element is there also if the element has nothing of it, for each owner its own."""
+    first, second = (Car.parse("<car id='1'>\n<body kind='van'/>\n</car>") for _ in range(2))
+    assert "paint" not in vars(first)
+    assert first.paint is first.paint
+    assert (1, 2) == (first.paint.line, first.paint.lines["body",])
+    first.paint.colour = "red"
+    assert (None, None, "red") == (second.paint.colour, Car(id=1).paint.colour, first.copy().paint.colour)
+    assert first != second
+
+
+def test_inlined_definition_is_checked_if_the_element_has_a_part_of_it() -> None:
+    """Also a part without any value."""
+    for part, checked in (("", []), ("<paint/>", ["car"]), ("<paint colour='red'/>", ["car"])):
+        Paint.checked.clear()
+        Car.parse(f"<car id='1'>{part}</car>")
+        assert checked == Paint.checked
+
+
+def test_unknown_words_of_one_definition_are_not_those_of_another() -> None:
+    """A definition without unknown words has the default, which nothing can change."""
+    with pytest.raises(TypeError):
+        Wheel().unknown[()] = []  # type: ignore[index]  # that is the test
+    Wheel.from_element(etree.XML("<wheel colour='red'/>"))
+    assert {} == Wheel().unknown

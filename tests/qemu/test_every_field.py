@@ -12,7 +12,7 @@ from fieldreads import FieldName, below, by_kind, defined_corpus, definitions, f
 
 from pyhostdev import DomainDef
 from pyhostdev.conf.xml.xmldef import ElementDef
-from pyhostdev.conf.xml.xmlfield import Field, Opaque
+from pyhostdev.conf.xml.xmlfield import Field, Inline, Opaque
 from pyhostdev.qemu.qemu_command.elsewhere import ELSEWHERE
 from pyhostdev.qemu.qemu_command.ignored import IGNORED, REFUSED_BY_START
 from pyhostdev.qemu.qemu_command.refused import REFUSED
@@ -73,6 +73,14 @@ def test_the_trace_sees_what_is_not_read(corpus: list[DomainDef], read: set[Fiel
     assert {"snapshot", "cputune", "stats_period"} & set_somewhere
     unbuilt = {("DomainFields", "cputune"), ("DomainFields", "title"), ("DomainMemballoonDef", "stats_period")}
     assert set() == unbuilt & read
+
+
+def test_refused_fields_are_of_elements() -> None:
+    """Fields are refused in the definitions of elements, not in those that share an element with another."""
+    inlined = (
+        f.definition.__name__ for kind in definitions() for f in kind.own_fields.values() if isinstance(f, Inline)
+    )
+    assert set() == REFUSED.keys() & set(inlined)
 
 
 def test_tables_are_true(read: set[FieldName]) -> None:

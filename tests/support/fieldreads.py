@@ -38,7 +38,7 @@ from pyhostdev.qemu import qemu_command
 from pyhostdev.qemu.qemu_command.refused import nested_definitions
 
 TESTDATA = Path(__file__).parent.parent.parent / "testdata"
-_GENERIC = (DomainDef._devices_but.__code__,)  # reads every device's field by its name, and builds nothing
+_GENERIC = (DomainDef._by_field.__code__,)  # reads every device's field by its name, and builds nothing
 TEXTS = ("1", "16", "4096", "0x10", "x", "/x", "10s", "00:11:22:33:44:55")
 
 FieldName = tuple[str, str]  # the class that declares it, and its name

@@ -8,6 +8,8 @@ from __future__ import annotations
 from pyhostdev.util.typed import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from typing_extensions import Self
 
     from pyhostdev.errors import ConfigError
@@ -55,7 +57,9 @@ class InvalidWord(NamedTuple):
 class Definition(Protocol):
     """A definition: its fields, its constructor from an element, and its lines."""
 
-    unknown: dict[tuple[str, ...], list[Unknown]]
+    line: int | None
+    lines: Mapping[tuple[str, ...], int | None]
+    unknown: Mapping[tuple[str, ...], list[Unknown]]
     invalid_words: tuple[InvalidWord, ...]
     repeated: tuple[tuple[str, int | None], ...]
 
@@ -74,7 +78,7 @@ class Definition(Protocol):
     def hides(self, name: str) -> bool:
         """Return True if a field must not be printed."""
 
-    def kept_words(self) -> dict[tuple[str, ...], list[Unknown]]:
+    def kept_words(self) -> Mapping[tuple[str, ...], list[Unknown]]:
         """Return the attributes and elements that are printed unchanged, by their path of elements."""
 
     def format_lines(self, tag: str, indent: str = "", *, always: bool = True) -> list[str]:

@@ -40,20 +40,21 @@ class Codec(Generic[T]):
         self.code = code  # libvirt's error number for an invalid value
 
 
+class _Words(dict[str, T]):
+    """The values of words; another word is a ValueError."""
+
+    def __missing__(self, word: str) -> T:
+        raise ValueError(word)
+
+
 def enum(*words: str, since: Mapping[str, str] | None = None) -> Codec[str]:
     """Return the codec of a set of words; ``since`` maps newer words to their row of CHANGES."""
     newer = tuple(since or ())
     known, words = words, (*words, *newer)
-
-    def parse(value: str) -> str:
-        if value not in words:
-            raise ValueError(value)
-        return value
-
     expected = f"one of {', '.join(known)}" if len(words) <= WORDS_NAMED_MAX else "a known word"
     if newer and len(words) <= WORDS_NAMED_MAX:
         expected += f", or of newer releases {', '.join(newer)}"
-    return Codec(parse, str, expected, words, since=since)
+    return Codec(_Words(zip(words, words, strict=True)).__getitem__, str, expected, words, since=since)
 
 
 def expected_words(codec: Codec[Any], value: str) -> str:
@@ -64,14 +65,8 @@ def expected_words(codec: Codec[Any], value: str) -> str:
 
 
 def _choice(true: str, false: str) -> Codec[bool]:
-    values = {true: True, false: False}
-
-    def parse(value: str) -> bool:
-        if value not in values:
-            raise ValueError(value)
-        return values[value]
-
-    return Codec(parse, lambda value: true if value else false, f"{true} or {false}", (true, false))
+    values = _Words({true: True, false: False})
+    return Codec(values.__getitem__, lambda value: true if value else false, f"{true} or {false}", (true, false))
 
 
 def unsigned(

@@ -54,7 +54,7 @@ class ElementDef:
     table: ClassVar[Table]  # the compiled fields of the class
     line: int | None = None  # of the source, for messages
     lines: Mapping[tuple[str, ...], int | None] = MappingProxyType({})  # lines of child elements, by their paths
-    unknown: dict[tuple[str, ...], list[Unknown]]
+    unknown: Mapping[tuple[str, ...], list[Unknown]] = MappingProxyType({})
     repeated: tuple[tuple[str, int | None], ...] = ()  # tags of elements that count once, with lines of further ones
     unread_words: tuple[tuple[str, int | None], ...] = ()  # labels of words without an effect here, with their lines
     invalid_words: tuple[InvalidWord, ...] = ()  # older releases do not read them
@@ -73,7 +73,6 @@ class ElementDef:
 
     def __init__(self, **values: Any) -> None:
         state = self.__dict__
-        state["unknown"] = {}
         for name, make in self._initials:
             state[name] = make()
         if values:
@@ -132,18 +131,19 @@ class ElementDef:
             ConfigError: a value is not valid, or a required one is absent; ``others`` has the rest.
         """
         table = self.table
-        self.line = line = source_line(element)
+        self.line = source_line(element)
         paths = self.unread(element)
         if paths:
             element, self.unread_words = without_words(element, paths)
         reading = Reading(self, table)
         reading.read(table.shape, element)
-        if reading.lines:
+        if reading.elements or reading.repeated:
             reading.load_elements()
         errors = reading.report(element) if reading.errors or table.required else []
         for name in table.inlined:
-            inlined = self.__dict__[name]
-            inlined.line = line
+            inlined = self.__dict__.get(name)
+            if inlined is None:  # the element has no part of it
+                continue
             try:
                 inlined.parsed(element)
             except ConfigError as err:
@@ -162,7 +162,11 @@ class ElementDef:
         return ()
 
     def parsed(self, element: Element) -> None:
-        """Check or derive values that depend on several fields; a hook for subclasses."""
+        """
+        Check or derive values that depend on several fields; a hook for subclasses.
+
+        It is called for an inlined definition if the element has a part of it.
+        """
 
     def has_child(self, tag: str) -> bool:
         """Return True if the element that was read has a child element with this tag, which the table knows."""
@@ -208,7 +212,7 @@ class ElementDef:
         return cls._plan
 
     def _value(self, row: Row) -> Any:
-        holder = self if row.owner is None else self.__dict__[row.owner]
+        holder = self if row.owner is None else getattr(self, row.owner)
         return getattr(holder, row.field.name)
 
     # -- values
@@ -217,13 +221,9 @@ class ElementDef:
         """Return an independent copy."""
         clone = type(self).__new__(type(self))
         state = clone.__dict__
+        state.update(self.__dict__)
         for name, value in self.__dict__.items():
-            kind = type(value)
-            if kind in _IMMUTABLE or name == "lines":  # which nothing changes
-                state[name] = value
-            elif isinstance(value, ElementDef) or (kind in _CONTAINERS and not value):
-                state[name] = value.copy()
-            else:
+            if type(value) not in _IMMUTABLE and name != "lines":  # which nothing changes
                 state[name] = _copied(value)
         return clone
 
@@ -246,7 +246,7 @@ class ElementDef:
     def unmodelled(self) -> list[tuple[str, int | None]]:
         """Return path and line of all unknown attributes and elements, also of nested definitions."""
         found: list[tuple[str, int | None]] = []
-        if not any(nested.unknown or nested.has_opaque() for nested in self.elements()):
+        if not any(nested.unknown or (nested.table.opaque_rows and nested.has_opaque()) for nested in self.elements()):
             return found
         for place, nested in self.walk((self.tag,)):
             opaque_rows = nested.table.opaque_rows
@@ -256,7 +256,7 @@ class ElementDef:
             found += [("/".join((where, *path, word.label)), word.line) for path, word in nested.own_unknown()]
             for row in opaque_rows:
                 if nested._value(row) is not None:
-                    holder = nested if row.owner is None else nested.__dict__[row.owner]
+                    holder = nested if row.owner is None else getattr(nested, row.owner)
                     found.append(("/".join((where, *row.field.path)), holder.line_of(row.field.name)))
         return found
 
@@ -269,8 +269,8 @@ class ElementDef:
         yield place, self
         state = self.__dict__
         for row in self.table.nested_rows:
-            holder = state if row.owner is None else state[row.owner].__dict__
-            value = holder.get(row.name)
+            holder = self if row.owner is None else state.get(row.owner)
+            value = None if holder is None else holder.__dict__.get(row.name)
             if isinstance(value, ElementDef):
                 yield from value.walk((*place, *row.field.path))
             elif value:
@@ -284,16 +284,17 @@ class ElementDef:
         while todo:
             nested = todo.pop()
             found.append(nested)
-            state = nested.__dict__
-            inner: list[ElementDef] = []
-            for row in nested.table.nested_rows:
-                value = (state if row.owner is None else state[row.owner].__dict__).get(row.name)
+            for row in reversed(nested.table.nested_rows):
+                state = nested.__dict__
+                if row.owner is not None:
+                    if row.owner not in state:
+                        continue
+                    state = state[row.owner].__dict__
+                value = state.get(row.name)
                 if isinstance(value, ElementDef):
-                    inner.append(value)
+                    todo.append(value)
                 elif value:
-                    inner += value
-            if inner:
-                todo += reversed(inner)
+                    todo += reversed(value)
         return found
 
     def has_odd_words(self) -> bool:
@@ -303,7 +304,7 @@ class ElementDef:
     def _has_own_odd_words(self) -> bool:
         return bool(self.repeated or self.unread_words or self.invalid_words or any(self.unknown.values()))
 
-    def kept_words(self) -> dict[tuple[str, ...], list[Unknown]]:
+    def kept_words(self) -> Mapping[tuple[str, ...], list[Unknown]]:
         """Return the unknown and the invalid newer attributes and elements, by their path of elements."""
         if not self.invalid_words:
             return self.unknown
@@ -320,7 +321,6 @@ class ElementDef:
 
 
 _IMMUTABLE = frozenset({str, int, bool, tuple, type(None)})
-_CONTAINERS = (dict, list)
 
 
 def _copied(value: Any) -> Any:
@@ -334,6 +334,6 @@ def _copied(value: Any) -> Any:
 
 
 def _without_lines(
-    unknown: dict[tuple[str, ...], list[Unknown]],
+    unknown: Mapping[tuple[str, ...], list[Unknown]],
 ) -> dict[tuple[str, ...], list[tuple[str, str]]]:
     return {path: [word[:2] for word in words] for path, words in unknown.items() if words}

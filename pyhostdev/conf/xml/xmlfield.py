@@ -269,11 +269,22 @@ class Ignored(Field[None]):
 
 
 class Inline(Field[D]):
-    """A definition that shares its owner's element: its rows are read and printed there."""
+    """A definition that shares its owner's element, and its lines: its rows are read and printed there."""
 
     def __init__(self, definition: type[D]) -> None:
         super().__init__("", cast("D", None))
-        self.definition = self.make = definition
+        self.definition = definition
+
+    def put_default(self, owner: type, name: str) -> None:
+        """Leave the field in the class: it makes the default."""
+
+    def __get__(self, instance: Definition | None, owner: type) -> D:
+        """Create the definition of an instance on first access; a class has the field itself."""
+        if instance is None:
+            return cast("D", self)
+        made = instance.__dict__[self.name] = self.definition()
+        made.line, made.lines = instance.line, instance.lines
+        return made
 
 
 @overload

@@ -41,8 +41,7 @@ class Page:
     __slots__ = ("holders", "lines", "present", "states", "unknown")
 
     def __init__(self, definition: Definition, inlined: tuple[str, ...]) -> None:
-        state = definition.__dict__
-        self.holders: list[Definition] = [definition, *[state[name] for name in inlined]]
+        self.holders: list[Definition] = [definition, *[getattr(definition, name) for name in inlined]]
         self.states = [holder.__dict__ for holder in self.holders]
         self.present: set[str] = set().union(*self.states)  # names of the fields that are set
         self.unknown = definition.kept_words()

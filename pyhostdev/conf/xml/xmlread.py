@@ -7,7 +7,7 @@ What the table does not have is kept as ``Unknown``.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pyhostdev.conf.xml.definition import InvalidWord, Unknown
 from pyhostdev.conf.xml.xmlshape import CONTENT, FLAG, Row, Shape
@@ -25,18 +25,16 @@ if TYPE_CHECKING:
 class Reading:
     """An element that is being read: texts become values at once, child elements after the last of them was read."""
 
-    __slots__ = ("definition", "elements", "errors", "lines", "repeated", "states", "table")
+    __slots__ = ("definition", "elements", "errors", "lines", "repeated", "state", "table")
 
     def __init__(self, definition: Definition, table: Table) -> None:
-        state = definition.__dict__
         self.definition = definition
         self.table = table
-        self.states: list[dict[str, Any]] = [state]
-        for name in table.inlined:
-            self.states.append(state[name].__dict__)
+        self.state: dict[str, Any] = definition.__dict__
         self.elements: dict[int, list[Element]] = {}  # by the place of their row
         self.errors: list[tuple[int, ConfigError, tuple[Unknown, ...]]] = []  # with the invalid attribute or elements
         self.lines: dict[tuple[str, ...], int | None] = {}  # of child elements, by their paths
+        self.state["lines"] = self.lines
         self.repeated: list[tuple[str, int | None]] = []  # tags of elements that count once, with lines
 
     def read(self, shape: Shape, element: Element) -> None:
@@ -44,14 +42,14 @@ class Reading:
         texts: list[tuple[str, str]] = element.items()  # type: ignore[assignment]  # never bytes
         if shape.has_text:
             texts = [*texts, *_own_texts(shape, element)]
-        readers, states = shape.readers, self.states
+        readers, own = shape.readers, self.state
         for key, text in texts:
-            reader = readers.get(key)
-            if reader is None:
+            try:
+                place, holder, name, parse = readers[key]
+            except KeyError:
                 self._keep_attribute(shape.path, key, text, element)
                 continue
-            place, holder, name, parse = reader
-            state = states[holder]
+            state = self._inlined(holder) if holder else own
             if name not in state:  # of several elements, the first counts
                 try:
                     state[name] = parse(text)
@@ -67,6 +65,8 @@ class Reading:
                     lines[node.path] = source_line(child)
                 else:
                     self._note_repeated(child)
+                if node.holder:
+                    self._inlined(node.holder)
                 self.read(node, child)
             elif node is None:
                 self._keep_element(shape.path, child)
@@ -76,13 +76,16 @@ class Reading:
                 elements[node.place] = [child]
                 lines.setdefault(node.field.path, source_line(child))
 
+    def _inlined(self, holder: int) -> dict[str, Any]:
+        """Return the values of an inlined definition, which is made with the first part of it."""
+        inlined = getattr(self.definition, self.table.inlined[holder - 1])
+        return cast("dict[str, Any]", inlined.__dict__)
+
     def load_elements(self) -> None:
-        """Set the lines of child elements, and the fields that have definitions of their own."""
-        for state in self.states:
-            state["lines"] = self.lines
+        """Set the fields that have definitions of their own."""
         for place, elements in self.elements.items():
             row = self.table.rows[place]
-            state = self.states[row.holder]
+            state = self._inlined(row.holder) if row.holder else self.state
             if len(elements) > 1 and row.field.is_single:
                 self._note_repeated(elements[1])
             try:
@@ -109,10 +112,10 @@ class Reading:
     def _keep_element(self, path: tuple[str, ...], element: Element) -> None:
         if not isinstance(element.tag, str):  # a comment
             return
-        self.definition.unknown.setdefault(path, []).append(_as_written(element))
+        self._kept_at(path).append(_as_written(element))
 
     def _keep_attribute(self, path: tuple[str, ...], key: str, value: str, element: Element) -> None:
-        kept = self.definition.unknown.setdefault(path, [])
+        kept = self._kept_at(path)
         if not key.startswith("{"):
             kept.append(Unknown(key, value, source_line(element), False))
             return
@@ -121,6 +124,10 @@ class Reading:
         if prefix != "xml":
             kept.append(Unknown(f"xmlns:{prefix}", uri, source_line(element), False))
         kept.append(Unknown(f"{prefix}:{local}", value, source_line(element), False))
+
+    def _kept_at(self, path: tuple[str, ...]) -> list[Unknown]:
+        unknown: dict[tuple[str, ...], list[Unknown]] = self.definition.__dict__.setdefault("unknown", {})
+        return unknown.setdefault(path, [])
 
     def report(self, element: Element) -> list[ConfigError]:
         """Return the errors in the order of the rows; those of newer rows are kept in the definition instead."""
@@ -137,7 +144,8 @@ class Reading:
     def _missing(self, element: Element) -> Iterator[ConfigError]:
         """Yield an error for each row that must be there and was not found."""
         for row in self.table.required:
-            if row.name not in self.states[row.holder] and row.place not in self.elements:
+            state = self._inlined(row.holder) if row.holder else self.state
+            if row.name not in state and row.place not in self.elements:
                 field = row.field
                 where = "/".join((str(element.tag), *field.path))
                 what = f"attribute '{field.leaf}' of <{where}>" if field.leaf else f"<{where}>"

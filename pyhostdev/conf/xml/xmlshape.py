@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pyhostdev.conf.xml.xmlfield import Attribute, Content, Flag, Ignored, Inline, Nested, Opaque
-from pyhostdev.util.typed import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,19 +17,17 @@ if TYPE_CHECKING:
 CONTENT, FLAG = "text()", "()"  # keys of an element's text and presence, which no attribute has
 
 
-class Row(NamedTuple):
+class Row:
     """A field in one definition: its position, the object that has its value, and its name."""
 
-    place: int
-    field: Any  # a Field; typed Any because a type checker would read the descriptor
-    owner: str | None  # the inlined definition with the value; None for the definition itself
-    holder: int  # the number of the inlined definition, from 1 on; 0 for the definition itself
-    name: str
+    __slots__ = ("field", "holder", "name", "owner", "place")
 
-    @classmethod
-    def of(cls, place: int, field: Any, owner: str | None, holder: int) -> Row:
-        """Return the row of a field."""
-        return cls(place, field, owner, holder, field.name)
+    def __init__(self, place: int, field: Any, owner: str | None, holder: int) -> None:
+        self.place = place
+        self.field = field  # a Field; typed Any because a type checker would read the descriptor
+        self.owner = owner  # the inlined definition with the value; None for the definition itself
+        self.holder = holder  # the number of the inlined definition, from 1 on; 0 for the definition itself
+        self.name: str = field.name
 
     @property
     def reader(self) -> Reader:
@@ -41,7 +38,7 @@ class Row(NamedTuple):
 class Shape:
     """One element of a definition: its possible contents, in the order of printing."""
 
-    __slots__ = ("attributes", "content", "flag", "has_text", "is_text", "nodes", "path", "readers")
+    __slots__ = ("attributes", "content", "flag", "has_text", "holder", "is_text", "nodes", "path", "readers")
 
     def __init__(self, path: tuple[str, ...]) -> None:
         self.path = path
@@ -50,6 +47,7 @@ class Shape:
         self.flag: Row | None = None
         self.nodes: dict[str, Shape | Row] = {}
         self.readers: dict[str, Reader] = {}  # of attributes, and of text and presence under keys of their own
+        self.holder = 0  # the number of the inlined definition to which all contents belong; else 0
         self.has_text = False  # the element's text or its presence is a value
         self.is_text = False  # the element contains only text: child elements are part of it
 
@@ -60,6 +58,10 @@ class Shape:
         for node in self.nodes.values():
             if isinstance(node, Shape):
                 node.complete()
+        holders = {
+            row.holder for row in (*self.attributes.values(), *self.nodes.values(), self.content, self.flag) if row
+        }
+        self.holder = holders.pop() if len(holders) == 1 else 0
 
     def descend(self, path: tuple[str, ...]) -> Shape:
         """Return the shape of a nested element; create it if needed."""
@@ -101,17 +103,25 @@ class Shape:
             shape.nodes[last] = row
 
 
-class Table(NamedTuple):
+class Table:
     """The compiled fields of a definition."""
 
-    rows: tuple[Row, ...]
-    shape: Shape
-    inlined: tuple[str, ...]
-    required: tuple[Row, ...]
-    nested: tuple[str, ...]  # fields that hold definitions or lists of them
-    nested_rows: tuple[Row, ...]  # the rows of such fields
-    opaque_rows: tuple[Row, ...]  # known elements that are kept as they are, and that no room reads
-    newer_rows: tuple[Row, ...]  # those that older releases do not know, or know with fewer values
+    __slots__ = ("inlined", "nested", "nested_rows", "newer_rows", "opaque_rows", "required", "rows", "shape")
+
+    def __init__(self, rows: tuple[Row, ...], inlined: tuple[str, ...], nested: tuple[str, ...]) -> None:
+        self.rows = rows
+        self.inlined = inlined
+        self.nested = nested  # fields that hold definitions or lists of them
+        self.shape = Shape(())
+        for row in rows:
+            self.shape.add(row)
+        self.shape.complete()
+        self.required = tuple(row for row in rows if getattr(row.field, "required", False))
+        self.nested_rows = tuple(row for row in rows if isinstance(row.field, Nested))
+        # known elements that are kept as they are, and that no room reads
+        self.opaque_rows = tuple(row for row in rows if isinstance(row.field, Opaque) and not row.field.for_host)
+        # those that older releases do not know, or know with fewer values
+        self.newer_rows = tuple(row for row in rows if _is_newer(row.field))
 
 
 def compile_table(cls: type[Definition]) -> Table:
@@ -122,25 +132,11 @@ def compile_table(cls: type[Definition]) -> Table:
         if isinstance(field, Inline):
             inlined.append(name)
             inner = field.definition.declared().values()
-            rows += [Row.of(len(rows) + i, nested, name, len(inlined)) for i, nested in enumerate(inner)]
+            rows += [Row(len(rows) + i, nested, name, len(inlined)) for i, nested in enumerate(inner)]
         else:
-            rows.append(Row.of(len(rows), field, None, 0))
-    shape = Shape(())
-    for row in rows:
-        shape.add(row)
-    shape.complete()
-    required = tuple(row for row in rows if getattr(row.field, "required", False))
+            rows.append(Row(len(rows), field, None, 0))
     nested = tuple(name for name, field in cls.declared().items() if isinstance(field, (Nested, Inline)))
-    return Table(
-        tuple(rows),
-        shape,
-        tuple(inlined),
-        required,
-        nested,
-        nested_rows=tuple(row for row in rows if isinstance(row.field, Nested)),
-        opaque_rows=tuple(row for row in rows if isinstance(row.field, Opaque) and not row.field.for_host),
-        newer_rows=tuple(row for row in rows if _is_newer(row.field)),
-    )
+    return Table(tuple(rows), tuple(inlined), nested)
 
 
 def _is_newer(field: Any) -> bool:

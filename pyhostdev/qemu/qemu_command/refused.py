@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pyhostdev.errors import ConfigUnsupportedError
 
-# definition -> field -> values that are accepted because they change nothing
+# definition of an element -> field -> values that are accepted because they change nothing
 REFUSED: dict[str, dict[str, tuple[object, ...]]] = {
     "DomainFields": {
         "bootloader": (),
@@ -70,14 +70,11 @@ _INSTEAD = {
 def unbuilt_errors(dom: ElementDef) -> list[ConfigUnsupportedError]:
     """Return an error for each field of a definition that is not built, with its line."""
     found: list[ConfigUnsupportedError] = []
-    todo = [dom]
-    while todo:
-        definition = todo.pop()
+    for definition in dom.elements():
         kind: type = type(definition)
         refused = _refused(kind)
         if refused:
             found += _own_errors(definition, refused)
-        todo += reversed(nested_definitions(definition))
     return found
 
 

@@ -333,7 +333,7 @@ def _mark_multifunction(dom: DomainDef) -> None:
 
     Mirrors: virDomainPCIAddressSetAllMulti (src/conf/domain_addr.c)
     """
-    addresses = [info.pci for _, info in dom.device_infos() if info.pci is not None]
+    addresses = [pci for _, info in dom.device_infos() if (pci := info.pci) is not None]
     shared = {(a.bus, a.slot) for a in addresses if a.function != 0}
     for address in addresses:
         if address.function == 0 and address.multifunction is None and (address.bus, address.slot) in shared:

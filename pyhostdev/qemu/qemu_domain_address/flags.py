@@ -126,7 +126,7 @@ class ConnectFlags:
 
         The host is read only if the result depends on it: the guest has PCI Express, and the user chose no address.
         """
-        if self.pcie == CONVENTIONAL or device.info.pci is not None or self.host is None:
+        if self.pcie == CONVENTIONAL or self.host is None or device.info.pci is not None:
             return self.pcie
         source = device.pci_address
         if source not in self._conventional:

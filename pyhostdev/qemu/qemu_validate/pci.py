@@ -70,15 +70,20 @@ def pci_controller_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
         return
     yield from _machine_errors(dom, device)
     yield from _model_name_errors(device, is_phb)
-    for option in _OPTIONS:
-        value = getattr(device, option)
-        if value is None and option in kind.needs:
-            yield _missing(device, option)
-        elif value is not None and option not in (*kind.needs, *kind.may):
-            yield _error(device, f"has no '{option}'")
+    given = {option for option in _OPTIONS if getattr(device, option) is not None}
+    if not given.issuperset(kind.needs) or not given.issubset(kind.needs + kind.may):
+        yield from _option_errors(device, kind, given)
     cells = dom.cpu.cells if dom.cpu is not None else []
     if device.numa_node is not None and device.numa_node not in [cell.id for cell in cells]:
         yield _error(device, f"names the NUMA node {device.numa_node}, which the guest does not have,")
+
+
+def _option_errors(device: Any, kind: _Kind, given: set[str]) -> Iterator[ConfigError]:
+    for option in _OPTIONS:
+        if option in kind.needs and option not in given:
+            yield _missing(device, option)
+        elif option in given and option not in kind.needs + kind.may:
+            yield _error(device, f"has no '{option}'")
 
 
 def _machine_errors(dom: DomainDef, device: Any) -> Iterator[ConfigError]:
