@@ -11,7 +11,6 @@ Mirrors: src/util/virxml.c, src/util/virstring.c
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 from lxml import etree
@@ -38,6 +37,7 @@ ULLONG_MAX = 0xFFFFFFFFFFFFFFFF
 _DIGITS = {8: frozenset("01234567"), 10: frozenset("0123456789"), 16: frozenset("0123456789abcdefABCDEF")}
 _DIGITS_MAX = 64  # longer than any valid number, and short enough to be converted at once
 _SHORT = 16  # characters of a number that is remembered
+_REMEMBERED = 1024  # numbers
 
 
 def parse_document(source: str | bytes) -> Element:
@@ -127,14 +127,28 @@ def parse_unsigned(text: str, base: int = 10, maximum: int = UINT_MAX) -> int:
     return value
 
 
+class _Numbers(dict[str, int]):
+    """Numbers by their texts: a short text is parsed once, another each time."""
+
+    def __init__(self, base: int, maximum: int) -> None:
+        super().__init__()
+        self.base = base
+        self.maximum = maximum
+
+    def __missing__(self, text: str) -> int:
+        number = parse_unsigned(text, self.base, self.maximum)
+        if len(text) <= _SHORT and len(self) < _REMEMBERED:
+            self[text] = number
+        return number
+
+
 def unsigned_parser(base: int, maximum: int) -> Callable[[str], int]:
     """
     Return ``parse_unsigned`` for one base and maximum.
 
     It remembers the numbers of short texts: the addresses of many devices repeat few numbers.
     """
-    parse_short = lru_cache(maxsize=1024)(lambda text: parse_unsigned(text, base, maximum))
-    return lambda text: parse_short(text) if len(text) <= _SHORT else parse_unsigned(text, base, maximum)
+    return _Numbers(base, maximum).__getitem__
 
 
 def parse_integer(text: str, base: int = 10) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from pyhostdev.errors import VIR_ERR_XML_DETAIL, XMLError
 from pyhostdev.util import virxml, xmlstream
-from pyhostdev.util.virxml import parse_document, parse_integer, parse_unsigned, shown, text_of
+from pyhostdev.util.virxml import parse_document, parse_integer, parse_unsigned, shown, text_of, unsigned_parser
 from pyhostdev.util.xmlstream import read_child_text
 
 BOMB = """<!DOCTYPE d [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;&a;&a;">]>
@@ -157,6 +157,18 @@ def test_what_strtoul_does_not_read_to_its_end_is_no_number(text: str) -> None:
     """Signs, separators, digits of other scripts and overflow are refused."""
     with pytest.raises(ValueError):
         parse_unsigned(text, 0)
+
+
+def test_parser_remembers_few_short_numbers() -> None:
+    """A hostile document cannot make it remember much, and a number that is not valid is refused each time."""
+    parse = unsigned_parser(0, 0xFFFF)
+    assert [parse(text) for text in ("0x10", "0x10", "0" * 40 + "7")] == [16, 16, 7]
+    assert [parse(str(number)) for number in range(5000)] == list(range(5000))
+    assert len(parse.__self__) <= 1024  # type: ignore[attr-defined]  # the dictionary
+    assert max(map(len, parse.__self__)) <= 16  # type: ignore[attr-defined]
+    for text in ("x", "x", "65536", "65536"):
+        with pytest.raises(ValueError, match=text):
+            parse(text)
 
 
 def test_a_number_of_a_million_digits_is_refused_at_once() -> None:
