@@ -203,7 +203,7 @@ def held_groups(
     """Yield the groups that a process has open, directly or by function; each names its first declared device."""
     with_node = {group for group, found in members.items() for m in found if m.is_vfio or m.address is None}
     asked = [group for group in groups if group in with_node or group not in members]
-    known = {group: [(m.name, m.is_vfio or m.address is None) for m in members[group]] for group in with_node}
+    known = {group: members[group] for group in with_node}
     for group, holders in read_group_holders(root, asked, known).items():
         for holder in holders:
             text = f"IOMMU group {group} of device {groups[group]} is held open by {holder}"

@@ -18,7 +18,7 @@ from pyhostdev.util.hostusage import HostUsage
 from pyhostdev.util.pciaddress import PCIDeviceAddress, address_of
 from pyhostdev.util.scancolumns import ScanColumns
 from pyhostdev.util.typed import Any, TypeVar, overload
-from pyhostdev.util.virpci import PCIDevice
+from pyhostdev.util.virpci import PCIDevice, ScannedDevice
 
 K = TypeVar("K")
 Positions = Mapping[K, Sequence[int]]
@@ -110,7 +110,7 @@ class Scan(HostFunctions):
         dev = devices[index]
         if dev is None:
             position = index % len(devices)
-            dev = devices[position] = PCIDevice(self.root, self._snapshot, position)
+            dev = devices[position] = ScannedDevice(self.root, self._snapshot, position)
         return dev
 
     def _make_room(self) -> list[PCIDevice | None]:
@@ -120,7 +120,7 @@ class Scan(HostFunctions):
     def __iter__(self) -> Iterator[PCIDevice]:
         root, snapshot = self.root, self._snapshot
         made = [
-            dev or PCIDevice(root, snapshot, position)
+            dev or ScannedDevice(root, snapshot, position)
             for position, dev in enumerate(self._devices or self._make_room())
         ]
         self._devices[:] = made
@@ -133,7 +133,7 @@ class Scan(HostFunctions):
         for position in positions:
             dev = devices[position]
             if dev is None:
-                dev = devices[position] = PCIDevice(root, snapshot, position)
+                dev = devices[position] = ScannedDevice(root, snapshot, position)
             found.append(dev)
         return found
 

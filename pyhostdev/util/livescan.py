@@ -14,7 +14,7 @@ from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.pciaddress import PCIDeviceAddress, key_of
-from pyhostdev.util.virpci import PCIDevice
+from pyhostdev.util.virpci import PCIDevice, ScannedDevice
 
 K = TypeVar("K")
 
@@ -142,7 +142,7 @@ class LiveScan(HostFunctions):
         for address in addresses:
             number = key_of(address)
             index = found.get(number)
-            dev = None if index is None else PCIDevice(self.root, snapshot, index)
+            dev = None if index is None else ScannedDevice(self.root, snapshot, index)
             self._change(number, self._devices.get(number), dev)
 
     def _change(self, number: int, before: PCIDevice | None, after: PCIDevice | None) -> None:

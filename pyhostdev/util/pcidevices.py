@@ -63,7 +63,7 @@ def _read(
     finally:
         reader.close()
     rows = zip(map(address_of, records.column("key")), records, more, strict=True)
-    devs = {address: PCIDevice.read_together(root, address, record, _facts(asked)) for address, record, asked in rows}
+    devs = {address: PCIDevice(root, address, record, _facts(asked)) for address, record, asked in rows}
     groups: dict[int, list[GroupMember]] = {group: [] for group in whole}
     for dev in devs.values():
         if dev.iommu_group in groups:

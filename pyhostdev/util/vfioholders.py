@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 from pyhostdev.errors import SysfsError
 from pyhostdev.util.hostroot import HostRoot
-from pyhostdev.util.iommugroup import MEMBERS_MAX
+from pyhostdev.util.iommugroup import MEMBERS_MAX, GroupMember
 from pyhostdev.util.pciaddress import PCIDeviceAddress
 from pyhostdev.util.procfs import Process, read_process
 from pyhostdev.util.typed import NamedTuple
@@ -46,8 +46,7 @@ _PID = r"[0-9]{1,10}"
 
 # A node's name below dev/vfio, the function that it is of (None: the whole group), and the group
 _Node = tuple[str, "PCIDeviceAddress | None", int]
-# Of each group that may have a node: the names of its members, and whether a member may be bound to a VFIO driver
-Members = Mapping[int, Sequence[tuple[str, bool]]]
+Members = Mapping[int, Sequence[GroupMember]]
 
 
 class _Descriptor(NamedTuple):
@@ -115,14 +114,16 @@ class _Signs:
         """Note the functions of the groups, and return the nodes of those that may have one."""
         unread = [group for group in groups if group not in self.known]
         listed = list_all_names(self.root, [self.root.iommu_group_devices(group) for group in unread], MEMBERS_MAX)
-        members = {group: [(name, True) for name in names] for group, names in zip(unread, listed, strict=True)}
+        members = dict(self.known)
+        for group, names in zip(unread, listed, strict=True):
+            members[group] = [GroupMember(name, None, None, False) for name in names]
         owners: list[tuple[PCIDeviceAddress, int]] = []
         has_nodes = self.root.is_live or is_directory(self.root, self.root.dev_vfio_devices)
         for group in groups:
-            for member, may_have_node in members.get(group) or self.known.get(group, ()):
-                self.functions[member] = group
-                if has_nodes and may_have_node and member.count(":") == 2:
-                    owners.append((PCIDeviceAddress.parse(member), group))
+            for name, address, _, is_vfio in members[group]:
+                self.functions[name] = group
+                if has_nodes and (is_vfio or address is None) and name.count(":") == 2:
+                    owners.append((PCIDeviceAddress.parse(name), group))
         names_of = read_all_device_node_names(self.root, [address for address, _ in owners])
         return [
             (f"devices/{name}", address, group)
@@ -199,8 +200,7 @@ def read_group_holders(
     Groups without holders are left out, and so are processes that this user may not examine.
 
     Args:
-        known: groups whose members were read before: the name of each, and whether it may be bound to a VFIO driver,
-            which at least one of a group's members must be.
+        known: the members of groups that were read before; at least one member of each may be bound to a VFIO driver.
 
     Raises:
         SysfsError: /proc or a group cannot be read.

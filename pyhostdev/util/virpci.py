@@ -11,7 +11,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import takewhile
 
@@ -61,50 +61,21 @@ class PCIDevice:
     then kept. ``None`` stands for a value that the host does not report.
 
     Args:
-        records: the records of a scan; this function has the given index.
+        record: what was read already.
+        facts: further facts that are known, by the names under which this class keeps them.
 
     Mirrors: virPCIDevice (src/util/virpci.c)
     """
 
-    __slots__ = ("_facts", "_index", "_record", "_records", "address", "root")
+    __slots__ = ("_facts", "_record", "address", "root")
 
-    address: PCIDeviceAddress
-    _record: pciscan.ScanRecord
-    _facts: dict[str, Any]
-
-    def __init__(self, root: HostRoot, records: Sequence[pciscan.ScanRecord], index: int) -> None:
+    def __init__(
+        self, root: HostRoot, address: PCIDeviceAddress, record: pciscan.ScanRecord, facts: dict[str, Any]
+    ) -> None:
         self.root = root
-        self._records = records
-        self._index = index
-
-    @classmethod
-    def read_together(
-        cls, root: HostRoot, address: PCIDeviceAddress, record: pciscan.ScanRecord, facts: dict[str, Any]
-    ) -> PCIDevice:
-        """Return a function of which more facts than its record are known; see ``pcidevices``."""
-        self = cls.__new__(cls)
-        self.root, self._records, self._index = root, (record,), 0
-        self.address, self._record, self._facts = address, record, facts
-        return self
-
-    if not TYPE_CHECKING:  # a type checker would otherwise accept any attribute
-
-        def __getattr__(self, name: str) -> Any:
-            """Fill a slot on first access: most functions of a large host are asked for few facts."""
-            if name == "_record":
-                value = self._record = self._records[self._index]
-            elif name == "address":
-                value = self.address = self._make_address()
-            elif name == "_facts":
-                value = self._facts = {}
-            else:
-                raise AttributeError(f"'PCIDevice' has no attribute '{name}'")
-            return value
-
-    def _make_address(self) -> PCIDeviceAddress:
-        if isinstance(self._records, pciscan.Snapshot):
-            return self._records.address(self._index)
-        return PCIDeviceAddress.parse(self._record.address)
+        self.address = address
+        self._record = record
+        self._facts = facts
 
     def __repr__(self) -> str:
         return f"<PCIDevice {self.address}>"
@@ -305,7 +276,7 @@ class PCIDevice:
     def _read_multifunction(self) -> bool | None:
         first = self.function_zero
         if first != self.address:
-            other = self._facts.get("function_zero") or PCIDevice(self.root, [_unread(first)], 0)
+            other = self._facts.get("function_zero") or PCIDevice(self.root, first, _unread(first), {})
             answer: bool | None = other.has_multifunction_bit
             if answer is not None:
                 return answer
@@ -455,6 +426,36 @@ class PCIDevice:
         return None if text in (None, "", "(null)") else text
 
 
+class ScannedDevice(PCIDevice):
+    """
+    A function of a scan, of which the object is made before its address and its record.
+
+    Args:
+        records: the functions of the scan; this one has the given index.
+    """
+
+    __slots__ = ("_index", "_records")
+
+    def __init__(self, root: HostRoot, records: pciscan.Snapshot, index: int) -> None:
+        self.root = root
+        self._records = records
+        self._index = index
+
+    if not TYPE_CHECKING:  # a type checker would otherwise accept any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Fill a slot on first access: most functions of a large host are asked for few facts."""
+            if name == "_record":
+                value = self._record = self._records[self._index]
+            elif name == "address":
+                value = self.address = self._records.address(self._index)
+            elif name == "_facts":
+                value = self._facts = {}
+            else:
+                raise AttributeError(f"'PCIDevice' has no attribute '{name}'")
+            return value
+
+
 def read_virtual_functions(root: HostRoot, address: PCIDeviceAddress) -> list[PCIDeviceAddress]:
     """Return the VFs of the function at an address; see ``PCIDevice.read_virtual_functions``."""
     found: list[PCIDeviceAddress] = []
@@ -498,6 +499,4 @@ def read_pci_device(root: HostRoot, address: PCIDeviceAddress) -> PCIDevice | No
         iommu_group=read_group(root, address),
         physfn=read_link_name(root, f"{top}/physfn"),
     )
-    dev = PCIDevice(root, [record], 0)
-    dev._facts["incarnation"] = status.st_ino
-    return dev
+    return PCIDevice(root, address, record, {"incarnation": status.st_ino})
