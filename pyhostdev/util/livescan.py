@@ -14,7 +14,7 @@ from pyhostdev.util.hostquery import HostFunctions, Identity
 from pyhostdev.util.hostroot import HostRoot
 from pyhostdev.util.hostscan import Scan
 from pyhostdev.util.pciaddress import PCIDeviceAddress, key_of
-from pyhostdev.util.virpci import PCIDevice, ScannedDevice
+from pyhostdev.util.virpci import PCIDevice
 
 K = TypeVar("K")
 
@@ -137,12 +137,11 @@ class LiveScan(HostFunctions):
             addresses: the functions that were read.
             snapshot: those of them that exist.
         """
-        numbers = snapshot.column("key")
-        found = {number: index for index, number in enumerate(numbers)}
+        found = dict(zip(snapshot.column("key"), snapshot, strict=True))
         for address in addresses:
             number = key_of(address)
-            index = found.get(number)
-            dev = None if index is None else ScannedDevice(self.root, snapshot, index)
+            record = found.get(number)
+            dev = None if record is None else PCIDevice(self.root, address, record, {})
             self._change(number, self._devices.get(number), dev)
 
     def _change(self, number: int, before: PCIDevice | None, after: PCIDevice | None) -> None:
