@@ -6,9 +6,8 @@ The IOMMU groups of a snapshot in packed form; a host with VFs has about one gro
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
 
 from pyhostdev.util.typed import TypeVar
 
@@ -24,22 +23,25 @@ class GroupIndex(Mapping[int, tuple[int, ...]]):
     It needs 8 bytes per function; a dictionary of tuples needs 150.
 
     Args:
-        groups: position and group number of each function that is in a group.
+        numbers: the group number of each function of the snapshot.
+        positions: the functions that are in a group, in order.
     """
 
-    __slots__ = ("_codes",)
+    __slots__ = ("_groups", "_positions")
 
-    def __init__(self, groups: Iterable[tuple[int, int]]) -> None:
-        self._codes = array("Q", sorted([group << 32 | position for position, group in groups]))
+    def __init__(self, numbers: Sequence[int], positions: Iterable[int]) -> None:
+        ordered = sorted(positions, key=numbers.__getitem__)
+        self._positions = array("I", ordered)
+        self._groups = array("I", map(numbers.__getitem__, ordered))  # of the function at each of these positions
 
     def __getitem__(self, group: int) -> tuple[int, ...]:
         if not isinstance(group, int):  # such as None, for a function without a group
             raise KeyError(group)
-        first = bisect_left(self._codes, group << 32)
-        last = bisect_left(self._codes, group + 1 << 32, first)
+        first = bisect_left(self._groups, group)
+        last = bisect_right(self._groups, group, first)
         if first == last:
             raise KeyError(group)
-        return tuple(code & 0xFFFFFFFF for code in self._codes[first:last])
+        return tuple(self._positions[first:last])
 
     def items(self) -> ItemsView[int, tuple[int, ...]]:
         """Return all groups with their positions, computed in one pass."""
@@ -49,17 +51,16 @@ class GroupIndex(Mapping[int, tuple[int, ...]]):
         """Return all groups with the values at the positions of their functions, in one pass."""
         made: dict[int, list[T]] = {}
         last = None
-        for code in self._codes:
-            group = code >> 32
+        for group, position in zip(self._groups, self._positions, strict=True):
             if group == last:
-                made[group].append(values[code & 0xFFFFFFFF])
+                made[group].append(values[position])
             else:
-                made[group] = [values[code & 0xFFFFFFFF]]
+                made[group] = [values[position]]
                 last = group
         return made
 
     def __iter__(self) -> Iterator[int]:
-        return (group for group, _ in groupby(code >> 32 for code in self._codes))
+        return iter(dict.fromkeys(self._groups))
 
     def __len__(self) -> int:
-        return sum(1 for _ in self)
+        return len(set(self._groups))

@@ -181,10 +181,12 @@ class Snapshot(Sequence[ScanRecord]):
     def groups(self) -> Mapping[int, tuple[int, ...]]:
         """IOMMU group number to the indexes of its functions, both in order."""
         if self._groups is None:
-            known = (have & HAVE_IOMMU_GROUP for have in self.column("have"))
+            have = self.column("have").tolist()
+            is_known = {kind: bool(kind & HAVE_IOMMU_GROUP) for kind in set(have)}
             from pyhostdev.util.groupindex import GroupIndex  # the groups of a few functions need none
 
-            self._groups = GroupIndex(compress(enumerate(self.column("iommu_group")), known))
+            positions = compress(count(), map(is_known.__getitem__, have))
+            self._groups = GroupIndex(self.column("iommu_group").tolist(), positions)
         return self._groups
 
     def address(self, index: int) -> PCIDeviceAddress:
