@@ -59,7 +59,7 @@ static bool is_first_of_other(const struct phd_scan *scan, const struct phd_pend
 	return false;
 }
 
-/* The record with that key, at or after from; NULL if there is none. */
+/* Search from this record on for the one with the key; NULL if the scan does not have it. */
 static struct phd_record *seek(const struct phd_scan *scan, struct phd_record *from, uint64_t key)
 {
 	const struct phd_record *end = scan->records + scan->count;

@@ -61,7 +61,7 @@ class PCIDevice:
     then kept. ``None`` stands for a value that the host does not report.
 
     Args:
-        record: what was read already.
+        record: the facts that a scan reads.
         facts: further facts that are known, by the names under which this class keeps them.
 
     Mirrors: virPCIDevice (src/util/virpci.c)
@@ -428,7 +428,7 @@ class PCIDevice:
 
 class ScannedDevice(PCIDevice):
     """
-    A function of a scan, of which the object is made before its address and its record.
+    A function of a scan; its address and its record are made on first access.
 
     Args:
         records: the functions of the scan; this one has the given index.
@@ -452,7 +452,7 @@ class ScannedDevice(PCIDevice):
             elif name == "_facts":
                 value = self._facts = {}
             else:
-                raise AttributeError(f"'PCIDevice' has no attribute '{name}'")
+                raise AttributeError(f"'{type(self).__name__}' has no attribute '{name}'")
             return value
 
 

@@ -246,7 +246,7 @@ class ElementDef:
     def unmodelled(self) -> list[tuple[str, int | None]]:
         """Return path and line of all unknown attributes and elements, also of nested definitions."""
         found: list[tuple[str, int | None]] = []
-        if not any(nested.unknown or (nested.table.opaque_rows and nested.has_opaque()) for nested in self.elements()):
+        if not any(nested.unknown or nested.has_opaque() for nested in self.elements()):
             return found
         for place, nested in self.walk((self.tag,)):
             opaque_rows = nested.table.opaque_rows
